@@ -1,0 +1,18 @@
+"Cheaper large language models: compress the prompt, compress the model, heal it with a soft prompt"
+import importlib
+
+__version__ = "0.1.0"
+_WHERE = dict( # public name -> module; imported on first use, so that `import promptcompress` takes milliseconds
+    load_lm='lm', LM='lm', tiny_lm='lm', KVPrefix='kv.prefix', load_prefix='kv.prefix', generate='kv.generate', regenerate='kv.generate', nll='kv.generate',
+    MAKERS='kv.makers', Maker='kv.makers', make_maker='kv.makers', Compressor='kv.compressor', CompressorConfig='kv.compressor',
+    TextExamples='kv.compressor', QAExamples='kv.compressor', fit='train', training_args='train', read_texts='data', read_qa='data',
+    evaluate_regeneration='evaluation.qa', evaluate_qa='evaluation.qa', PromptCompressError='core', InputError='core', StateError='core')
+__all__ = [*_WHERE]
+
+def __getattr__(name):
+    if name not in _WHERE: raise AttributeError(f"module 'promptcompress' has no attribute '{name}'")
+    if name in ('MAKERS', 'make_maker'): importlib.import_module('promptcompress.kv.compressor') # whose makers have rows in the table
+    globals()[name] = value = getattr(importlib.import_module(f'promptcompress.{_WHERE[name]}'), name)
+    return value
+
+def __dir__(): return sorted({*globals(), *_WHERE})
