@@ -1,0 +1,269 @@
+"""The command line as a process: exit codes, what is printed where, and what is left behind.
+
+Importing torch and transformers takes seconds and would be most of the time of these tests. So the modules are imported
+once, into a server process that forks a child for every command (multiprocessing's `forkserver`); each command still has
+a process, streams and an exit code of its own. A few run from a cold start, to see that nothing else is printed there.
+"""
+import json, multiprocessing, os, re, subprocess, sys, time
+from pathlib import Path
+from types import ModuleType
+from unittest.mock import patch
+import pytest, torch
+from promptcompress import cli
+from promptcompress.core import load_tensors
+from promptcompress.kv.compressor import Compressor, CompressorConfig
+from promptcompress.kv.generate import generate, regenerate
+from promptcompress.kv.prefix import load_prefix, read
+from promptcompress.lm import load_lm, question_prompt, tiny_lm
+
+root = Path(__file__).parent.parent
+forks = pytest.mark.skipif('forkserver' not in multiprocessing.get_all_start_methods(), reason='this system has no fork')
+TEXT = 'Ada wrote the first program, for a machine that was never built.'
+
+def child(folder, args, streams):
+    "In the new process: redirect the three streams, run the command"
+    os.chdir(folder)
+    for fd,(path,flags) in enumerate(zip(streams, (os.O_RDONLY, os.O_WRONLY, os.O_WRONLY))): os.dup2(os.open(path, flags), fd)
+    sys.stdin, sys.argv = open(0), ['promptcompress', *args]
+    sys.exit(cli.main())
+
+class Shell:
+    "Runs `promptcompress ...` in a folder"
+    def __init__(self, folder, tmp):
+        self.folder, self.tmp, self.processes = folder, tmp, multiprocessing.get_context('forkserver')
+        os.environ['PYTHONPATH'] = f'{root}{os.pathsep}{Path(__file__).parent}' # where the server finds these:
+        self.processes.set_forkserver_preload(['promptcompress.cli', 'promptcompress.evaluation.qa',
+                                               'promptcompress.kv.compressor', 'promptcompress.train', 'test_cli'])
+    def __call__(self, line, *more, stdin=b''):
+        streams = [self.tmp/n for n in ('stdin','stdout','stderr')]
+        for s,data in zip(streams, (stdin, b'', b'')): s.write_bytes(data)
+        p = self.processes.Process(target=child, args=(self.folder, [*line.split(), *more], streams))
+        with patch.dict(sys.modules, __main__=ModuleType('__main__')): p.start() # else the child would look for pytest's, or a notebook's
+        p.join(120)
+        assert p.exitcode is not None, 'still running'
+        return p.exitcode, streams[1].read_text(), streams[2].read_text()
+
+def cold(line, folder, *more, stdin=None):
+    "A new interpreter"
+    return subprocess.run([sys.executable, '-m', 'promptcompress.cli', *line.split(), *more],
+                          cwd=folder, input=stdin, capture_output=True, text=True, timeout=120,
+                          env=os.environ | dict(PYTHONPATH=str(root), OMP_NUM_THREADS='1'))
+
+def files(folder): return {str(f.relative_to(folder)): f.stat().st_mtime_ns for f in folder.rglob('*')}
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    "A folder with models, compressors and files, good and bad; no test but those that say so changes it"
+    d = tmp_path_factory.mktemp('work')
+    lm = tiny_lm('llama')
+    lm.model.save_pretrained(d/'tiny'); lm.tokenizer.save_pretrained(d/'tiny')
+    lm.model.save_pretrained(d/'mute') # no tokenizer
+    lm.model.save_pretrained(d/'cut'); lm.tokenizer.save_pretrained(d/'cut'); w = d/'cut'/'model.safetensors'; w.write_bytes(w.read_bytes()[:5000])
+    for carrier in ('kv','embeds'): Compressor(lm, CompressorConfig(carrier=carrier, k=4, r=4)).save_pretrained(d/carrier)
+    gpt = tiny_lm('gpt2'); read(gpt, [gpt.encode(TEXT)])[0].save(d/'gpt2.safetensors')
+    read(lm, [lm.encode(TEXT)])[0].save(d/'whole.safetensors')
+    flipped = bytearray((d/'whole.safetensors').read_bytes()); flipped[-9] ^= 1; (d/'flipped.safetensors').write_bytes(flipped)
+    (d/'text.txt').write_text(TEXT); (d/'empty.txt').write_text(' \n'); (d/'latin.txt').write_bytes(b'na\xefve')
+    four = [dict(id=str(i), text=f'{TEXT} The Analytical Engine wanted {1000+i} cards.', date='2025-01-01') for i in range(4)]
+    (d/'texts.jsonl').write_text('\n'.join(map(json.dumps, four)))
+    (d/'qa.jsonl').write_text(json.dumps(dict(context=TEXT, question='Who wrote it?', answers=['Ada'])))
+    (d/'busy').mkdir(); (d/'busy'/'thesis.tex').write_text('years of work')
+    return d
+
+@pytest.fixture(scope='module')
+def shell(folder, tmp_path_factory): return Shell(folder, tmp_path_factory.mktemp('streams'))
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+model = '--model tiny --compressor kv -o x.safetensors'
+BAD = { # what is wrong: (command line, what the message says)
+    'no such file': (f'compress none.txt {model}', 'none.txt does not exist'),
+    'a folder': (f'compress busy {model}', 'busy is a folder'),
+    'empty': (f'compress empty.txt {model}', 'empty.txt holds no text'),
+    'not UTF-8': (f'compress latin.txt {model}', 'line 1: not UTF-8'),
+    'several texts': (f'compress texts.jsonl {model}', 'several texts'),
+    'k too large': (f'compress text.txt -k 5 {model}', 'choose k from 1 to 4'),
+    'k zero': (f'compress text.txt -k 0 {model}', 'at least 1'),
+    'no such model': ('compress text.txt --model ./none --compressor kv -o x.safetensors', "no model at './none'"),
+    'no tokenizer': ('compress text.txt --model mute --compressor kv -o x.safetensors', 'has no tokenizer'),
+    'weights cut off': ('compress text.txt --model cut --compressor kv -o x.safetensors', "weights at 'cut'"),
+    'no such compressor': ('compress text.txt --model tiny --compressor none -o x.safetensors', "no compressor at 'none'"),
+    'not a compressor': ('compress text.txt --model tiny --compressor busy -o x.safetensors', 'config.json does not exist'),
+    'would overwrite': ('compress text.txt --model tiny --compressor kv -o latin.txt', 'latin.txt exists and is not a KV prefix'),
+    'no such device': (f'compress text.txt {model} --device abacus', "no device 'abacus'"),
+    'another architecture': ('regenerate gpt2.safetensors --model tiny', "'family': 'gpt2'"),
+    'another architecture, asked': ('ask gpt2.safetensors Who? --model tiny', "'family': 'gpt2'"),
+    'not a prefix': ('regenerate text.txt --model tiny', 'not a whole safetensors file'),
+    'damaged prefix': ('ask flipped.safetensors Who? --model tiny', 'damaged'),
+    'no room to write': ('regenerate whole.safetensors --model tiny --max-new-tokens none', 'at least 1'),
+    'chat without template': ('ask whole.safetensors Who? --form chat --model tiny', 'no chat template'),
+    'existing output': ('train --stage pretrain --data texts.jsonl --out busy --model tiny', 'busy exists and is not empty'),
+    'nothing to resume': ('train --stage pretrain --data texts.jsonl --out new --resume --model tiny', 'no run to resume'),
+    'no training data': ('train --stage pretrain --data none.jsonl --out new --model tiny', 'none.jsonl does not exist'),
+    'texts too short': ('train --stage pretrain --data texts.jsonl --out new --model tiny --length 190 199', 'None of the 4 texts has 190 tokens'),
+    'no QA file': ('train --stage finetune --data texts.jsonl --out new --model tiny', 'unknown QA layout'),
+    'nothing to ask about': ('train --stage finetune --cloze text.txt --out new --model tiny', 'No fill-in question'),
+    'settings of a trained compressor': ('train --stage pretrain --data texts.jsonl --out new --model tiny --from kv -k 8', 'kv has k=4'),
+    'negative rate': ('train --stage pretrain --data texts.jsonl --out new --lr -1', "above 0"),
+    'no test data': ('evaluate qa --data none.json --maker full --model tiny --json new.json', 'none.json does not exist'),
+    'none long enough': ('evaluate regenerate --data texts.jsonl --maker full --length 200 --model tiny --json new.json',
+                         'None of the 4 texts has 200 tokens'),
+    'all leak': ('evaluate regenerate --data texts.jsonl --maker full --length 32 --check-leakage texts.jsonl --model tiny --json new.json',
+                 'All 4 test items leak'),
+    'unknown maker': ('evaluate qa --data qa.jsonl --maker magic --model tiny --json new.json', "invalid choice: 'magic'"),
+    'compressor for none': ('evaluate qa --data qa.jsonl --maker none --compressor kv --model tiny', 'has no compressor'),
+    'k too large for the demo': ('demo --model tiny --kv kv --icae embeds', '-k 16: kv has 4'),
+    'question without answer': ('demo --model tiny --kv kv --icae embeds -k 4 --file text.txt --question Who?', 'an --answer for each'),
+    'recipe without name': ('recipe prepare --text text.txt --squad qa.jsonl --cloze x --out new', 'expected NAME=FILE'),
+    'recipe without data': ('recipe lm --data busy --out new', 'no mixture.json'),
+    'recipe with the other carrier': ('recipe export --model tiny --kv embeds --out new', 'carrier is embeds'),
+    'unknown verb': ('squeeze text.txt', "invalid choice: 'squeeze'"),
+    'nothing': ('', 'VERB')}
+
+def refused(code, err, message):
+    assert code == 2, err
+    assert err.count('\n') == 1 and err.startswith('promptcompress: error: ') and message in err, err
+
+@forks
+@pytest.mark.parametrize('line,message', BAD.values(), ids=[w.replace(' ', '-') for w in BAD])
+def test_bad_input_is_one_line_and_leaves_nothing(shell, folder, line, message):
+    before = files(folder)
+    code, out, err = shell(line)
+    refused(code, err, message)
+    assert out == '' and files(folder) == before
+
+@forks
+def test_bad_standard_input(shell, folder):
+    before = files(folder)
+    for data,message in ((b'na\xefve', 'Standard input is not UTF-8 text (byte 2)'), (b'\n', 'Standard input holds no text')):
+        code, _, err = shell('compress - --model tiny --compressor kv -o x.safetensors', stdin=data)
+        refused(code, err, message)
+    assert files(folder) == before
+
+def test_cold_start_prints_nothing_else(folder):
+    "Also what other libraries say when they are imported and load a model"
+    before = files(folder)
+    p = cold(f'compress text.txt -k 5 {model}', folder)
+    refused(p.returncode, p.stderr, 'choose k from 1 to 4')
+    assert p.stdout == '' and files(folder) == before
+
+# --- good input ------------------------------------------------------------------------------------------------------
+
+@forks
+def test_compress_regenerate_ask(shell, folder, tmp_path):
+    doc = tmp_path/'doc.safetensors'
+    code, out, err = shell(f'compress text.txt -k 4 --model tiny --compressor kv -o {doc} --bits 32 --json')
+    assert code == 0 and err == ''
+    row = json.loads(out)
+    assert (row['slots'], row['tokens'], row['text_bytes'], row['file_bytes']) == (4, len(TEXT), len(TEXT), doc.stat().st_size)
+    lm = load_lm(folder/'tiny', 'cpu')
+    p = load_prefix(doc, lm)
+    torch.testing.assert_close(p.keys, Compressor.from_pretrained(folder/'kv', lm).compress(TEXT).keys)
+    assert shell(f'regenerate {doc} --model tiny --max-new-tokens 9') == (0, regenerate(lm, p, 9).encode(errors='replace').decode() + '\n', '')
+    code, out, err = shell(f'ask {doc} --model tiny --max-new-tokens 9 --json', 'Who wrote it?', 'For what?')
+    assert code == 0 and err == ''
+    said = [a['answer'] for a in json.loads(out)['answers']]
+    assert said == [generate(lm, p, question_prompt(lm, q), 9).strip().splitlines()[0].strip() for q in ('Who wrote it?', 'For what?')]
+
+@forks
+def test_bits_and_standard_input(shell, tmp_path):
+    size = {}
+    for bits in (16, 8, 4):
+        code, out, _ = shell(f'compress - -k 4 --model tiny --compressor kv -o {tmp_path}/{bits} --bits {bits} --json', stdin=TEXT.encode())
+        assert code == 0
+        size[bits] = json.loads(out)['prefix_bytes']
+    assert size == {16: 1536, 8: 768, 4: 384} # 3 layers, 2 heads, 4 slots, 16 dimensions, keys and values
+    assert shell(f'compress - --model tiny --compressor kv -o {tmp_path}/8 --quiet', stdin=b'Another text.')[0] == 0 # a prefix replaces a prefix
+    assert sorted(f.name for f in tmp_path.iterdir()) == ['16', '4', '8']
+
+@forks
+def test_evaluate_writes_one_object(shell, folder, tmp_path):
+    for task,data,more,columns in (('regenerate','texts.jsonl','--maker 500x --compressor kv -k 4 --length 64',('rouge_l','bleu')),
+                                   ('qa','qa.jsonl','--maker full',('f1','em'))):
+        out, said = tmp_path/f'{task}.json', tmp_path/f'{task}.jsonl'
+        code, line, err = shell(f'evaluate {task} --data {data} {more} -n 3 --model tiny --json {out} --predictions {said}')
+        assert code == 0 and err == '' and line.count('\n') == 1
+        row = json.loads(out.read_text())
+        assert all(0 <= row[c] <= 1 for c in columns) and row['n'] == len(said.read_text().splitlines()) == (3 if task == 'regenerate' else 1)
+        assert row['data'][0]['file'] == data
+        assert {'command','commit','versions','device','maker','length','slots','bytes','ci','fingerprint'} <= set(row)
+
+@forks
+def test_leaking_texts_are_dropped_and_counted(shell, folder, tmp_path):
+    known = 'Ada wrote it all in one go, and so it is as good as it can be now.'
+    old = (known + ' And then some.', '2024'), ('It rains.', '2023')
+    new = (known, '2025'), ('The moon has no light of its own, and what it shows us is borrowed from the sun.', '2024-06'), ('x'*90, '2025-01')
+    for name,texts in (('train',old), ('test',new)):
+        (tmp_path/f'{name}.jsonl').write_text('\n'.join(json.dumps(dict(text=t, date=d)) for t,d in texts))
+    line = f'evaluate regenerate --data {tmp_path}/test.jsonl --maker none --model tiny --json - --check-leakage {tmp_path}/train.jsonl --length '
+    def counts(length):
+        row = json.loads(shell(line + length)[1])
+        return row['n'], row['leakage']['dropped_sharing'], row['leakage']['dropped_not_later']
+    assert counts('64') == (1, 1, 1) # the first shares its words, the second may be as old as the training text of 2024
+    assert counts('32') == (2, 0, 1) # cut to 32 bytes, the first is another text
+
+@forks
+def test_train_and_resume(shell, folder, tmp_path):
+    "A run that stopped after its second step and was resumed is the run that never stopped"
+    line = 'train --stage pretrain --carrier kv --data texts.jsonl --model tiny -k 2 --rank 4 --length 8 24 --batch 2 ' \
+           f'--steps 4 --save-every 2 --device cpu --out {tmp_path}/'
+    code, out, err = shell(line + 'a --json')
+    assert code == 0 and 'Traceback' not in err
+    assert json.loads(out)['steps'] == 4
+    import shutil
+    shutil.copytree(tmp_path/'a', tmp_path/'b'); shutil.rmtree(tmp_path/'b'/'checkpoint-4')
+    for f in ('config.json','trained.safetensors'): (tmp_path/'b'/f).unlink()
+    assert shell(line + 'b --resume')[0] == 0
+    a, b = (load_tensors(tmp_path/x/'trained.safetensors')[0] for x in 'ab')
+    half = load_tensors(tmp_path/'a'/'checkpoint-2'/'trained.safetensors')[0]
+    assert all(torch.equal(a[n], b[n]) for n in a) and not all(torch.equal(a[n], half[n]) for n in a)
+    code, _, err = shell(line.replace('-k 2', '-k 3') + 'b --resume')
+    refused(code, err, 'was started with k=2')
+
+@forks
+@pytest.mark.parametrize('more', ['--data qa.jsonl --mix-text texts.jsonl',
+                                  '--cloze texts.jsonl --limit 2 --optimizer muon', '--data qa.jsonl --preset paper --checkpointing'])
+def test_stage_2(shell, folder, tmp_path, more):
+    start = '' if 'paper' in more else '--from kv'
+    code, out, err = shell(f'train --stage finetune {start} --model tiny --length 8 120 --batch 2 --steps 2 '
+                           f'--out {tmp_path}/qa --device cpu --json {more}')
+    assert code == 0, err
+    c = Compressor.from_pretrained(tmp_path/'qa', load_lm(folder/'tiny', 'cpu'))
+    assert c.info['stage'] == 'finetune' and c.config.k == (16 if 'paper' in more else 4) and c.config.any_k == ('paper' not in more)
+
+@forks
+def test_demo_on_a_text_of_ones_own(shell, folder):
+    code, out, err = shell('demo --model tiny --kv kv --icae embeds -k 4 1 --file text.txt --answer Ada --json', '--question', 'Who wrote it?')
+    assert code == 0 and err == ''
+    r = json.loads(out)
+    assert [row['maker'] for row in r['rows']] == ['full context', 'KV k=4', 'KV k=1', 'ICAE k=4', 'ICAE k=1', 'no context']
+    assert [row['slots'] for row in r['rows']] == [64, 4, 1, 4, 1, 0] and r['text'] == TEXT
+    assert set(r['first_token_ms']) == {'full context', 'KV k=4', 'KV k=1'} and all(row['answers'] for row in r['rows'])
+
+# --- help, interruption, bugs ----------------------------------------------------------------------------------------
+
+def test_help_is_quick_and_complete(folder):
+    start = time.perf_counter()
+    p = cold('--help', folder)
+    assert p.returncode == 0 and time.perf_counter() - start < 5 # it is 0.1 s on an idle machine; importing torch takes several
+    heavy = subprocess.run([sys.executable, '-X', 'importtime', '-m', 'promptcompress.cli', '--help'],
+                           capture_output=True, text=True, env=os.environ | dict(PYTHONPATH=str(root)))
+    assert not re.search(r'\| +(torch|numpy|transformers)$', heavy.stderr, re.M)
+    for name in cli.VERBS: assert re.search(rf'^    {name.split()[0]}\b', p.stdout, re.M)
+
+def test_examples_in_the_help_parse():
+    import shlex
+    for name,v in cli.VERBS.items():
+        for e in v['examples']: cli.make_parser().parse_args([*name.split(), *shlex.split(e.split(' < ')[0])])
+
+def test_ctrl_c_is_130(monkeypatch, capsys):
+    def stop(args): raise KeyboardInterrupt
+    for verb,line in (('demo','demo'), ('train','train --stage pretrain --data x --out y')):
+        monkeypatch.setitem(cli.VERBS[verb], 'run', stop)
+        assert cli.main(line.split()) == 130
+    assert capsys.readouterr().err.splitlines()[0] == 'promptcompress: interrupted'
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    def bug(args): raise IndexError('list index out of range')
+    monkeypatch.setitem(cli.VERBS['demo'], 'run', bug)
+    with pytest.raises(IndexError): cli.main(['demo'])
