@@ -9,7 +9,7 @@ for task in regenerate qa; do
     cloze=$([ $task = qa ] && echo --cloze || true)
     for maker in none full; do promptcompress evaluate $task --data $new $cloze --maker $maker --length 96 -n 200 --check-leakage $old --json $O/$task-$maker.json; done
     for maker in truncated icae 500x; do for k in 16 4 1; do
-        promptcompress evaluate $task --data $new $cloze --maker $maker --k $k --length 96 -n 200 --check-leakage $old --json $O/$task-$maker-$k.json
+        promptcompress evaluate $task --data $new $cloze --maker $maker --k $k --length 96 -n 200 --check-leakage $old --json $O/$task-$maker-$k.json --predictions $O/$task-$maker-$k.rows.jsonl
     done; done
 done
 
