@@ -7,8 +7,8 @@ Docs: https://promptcompress.github.io/promptcompress/train.html.md"""
 # %% auto #0
 __all__ = ['Learner', 'LearnerTrainer', 'last_checkpoint', 'LossCurve', 'StopOnNaN', 'Together', 'muon', 'training_args', 'fit']
 
-# %% ../nbs/20_train.ipynb #27339ffd
-import importlib.util, os, shutil
+# %% ../nbs/20_train.ipynb #78817efc
+import importlib.util, os
 from pathlib import Path
 import torch
 from torch import nn
@@ -107,7 +107,7 @@ def muon(learner:Learner, lr:float,  # Peak learning rate, of both parts
     return Together(torch.optim.Muon([p for n,p in trained.items() if matrix(n,p)], lr=lr, weight_decay=weight_decay, adjust_lr_fn='match_rms_adamw'),
                     torch.optim.AdamW([p for n,p in trained.items() if not matrix(n,p)], lr=lr, betas=(.9,.95), weight_decay=0.))
 
-# %% ../nbs/20_train.ipynb #552d78a9
+# %% ../nbs/20_train.ipynb #5656d1d7
 def training_args(out,       # Folder for checkpoints and `log.jsonl`
                   steps,     # Optimiser steps
                   lr=1e-3,   # Peak learning rate
@@ -122,8 +122,7 @@ def training_args(out,       # Folder for checkpoints and `log.jsonl`
     if importlib.util.find_spec('wandb') and os.environ.get('WANDB_API_KEY'): loggers.append('wandb')
     defaults = dict(lr_scheduler_type='cosine', max_grad_norm=1.0, weight_decay=0.0, logging_steps=10, save_steps=max(steps//10, 1), save_total_limit=2,
                     report_to=loggers, remove_unused_columns=False, dataloader_pin_memory=False, logging_nan_inf_filter=False, average_tokens_across_devices=True,
-                    use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()), ddp_find_unused_parameters=False, disable_tqdm=None)
-    defaults['disable_tqdm'] = bool(os.environ.get('IN_TEST'))
+                    use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()), ddp_find_unused_parameters=False, disable_tqdm=bool(os.environ.get('IN_TEST')))
     return TrainingArguments(output_dir=str(out), max_steps=steps, learning_rate=lr, per_device_train_batch_size=batch,
                              warmup_steps=max(steps//20, 1) if warmup is None else warmup, **{**defaults, **kwargs})
 

@@ -221,7 +221,7 @@ def held_out(lm,           # The trained model
         plain += score((col > 0) & (col <= length)); again += score(col > length + 1)
     return dict(plain=plain/len(ids)/length, repeat=again/len(ids)/(length + 1), n=len(ids))
 
-# %% ../../nbs/recipes/pocket.ipynb #8384b41c
+# %% ../../nbs/recipes/pocket.ipynb #02d76820
 _CARD = """# The pocket model
 
 A language model of {params:.1f} million parameters ({layers} layers, width {width}, vocabulary {vocab}, window {window}, grouped-query attention), with a
@@ -229,7 +229,7 @@ A language model of {params:.1f} million parameters ({layers} layers, width {wid
 without a network. It is a demonstration, not an assistant.
 
 **Made by** `nbs/recipes/pocket.ipynb`. **Seen:** {tokens}. **Training text:** arXiv abstracts of 2017 to 2019 (metadata, CC0), English Wikipedia articles created
-in 2018 (CC BY-SA 3.0), OpenStax textbooks (CC BY 4.0), SQuAD v1.1 training questions (CC BY-SA 4.0), cloze questions written from the abstracts. Half of the
+in 2018 (CC BY-SA 3.0), OpenStax textbooks (CC BY 4.0), SQuAD v1.1 training questions (CC BY-SA 4.0), cloze questions written from the abstracts. Three in five
 training steps repeat a text after a BOS token or answer questions from a context.
 
 **Held-out loss** (nats per token; `repeat` is the loss on saying the text again after a BOS):
