@@ -6,7 +6,8 @@ _WHERE = dict( # public name -> module; imported on first use, so that `import p
     load_lm='lm', LM='lm', tiny_lm='lm', KVPrefix='kv.prefix', load_prefix='kv.prefix', generate='kv.generate', regenerate='kv.generate', nll='kv.generate',
     MAKERS='kv.makers', Maker='kv.makers', make_maker='kv.makers', Compressor='kv.compressor', CompressorConfig='kv.compressor',
     TextExamples='kv.compressor', QAExamples='kv.compressor', fit='train', training_args='train', read_texts='data', read_qa='data',
-    evaluate_regeneration='evaluation.qa', evaluate_qa='evaluation.qa', PromptCompressError='core', InputError='core', StateError='core')
+    evaluate_regeneration='evaluation.qa', evaluate_qa='evaluation.qa', perplexity='evaluation.perplexity', Recipe='weights.recipe', compress_weights='weights.walk', to_dense='weights.packed',
+    save_gptq='weights.store', shrink='weights.shrink', PromptCompressError='core', InputError='core', StateError='core')
 __all__ = [*_WHERE]
 
 def __getattr__(name):

@@ -1,4 +1,4 @@
-"""`promptcompress demo | compress | regenerate | ask | train | evaluate | recipe`: what the library does, from a shell.
+"""`promptcompress demo | compress | regenerate | ask | train | evaluate | shrink | recipe`: what the library does, from a shell.
 
 Docs: https://promptcompress.github.io/promptcompress/cli.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://promptcompress.github.io/promptcompress/cli.html.md"""
 
 # %% auto #0
 __all__ = ['VERBS', 'GROUPS', 'DEMO', 'verb', 'make_parser', 'main', 'compress', 'train', 'regenerate', 'ask', 'evaluate',
-           'recipe_prepare', 'recipe_lm', 'recipe_export', 'first_token_seconds', 'demo_report', 'demo']
+           'shrink', 'recipe_prepare', 'recipe_lm', 'recipe_export', 'first_token_seconds', 'demo_report', 'demo']
 
 # %% ../nbs/60_cli.ipynb #5a1afaef
 import argparse, json, os, statistics, sys, textwrap, time
@@ -524,6 +524,50 @@ def _summary(row):
     dropped = f" ({leak['dropped_sharing'] + leak['dropped_not_later']} dropped by the leakage check)" if leak else ''
     name = row['maker'] if row['k'] is None else f"{row['maker']} k={row['k']}"
     return f"{name}: {scores}; n={row['n']}{dropped}, {row['slots']:.1f} slots for {row['tokens']:.1f} tokens"
+
+# %% ../nbs/60_cli.ipynb #debf187a
+def _sparsity(s):
+    "0.5 or 2:4"
+    return s if ':' in s else _number(s)
+
+def _number(s):
+    try: return float(s)
+    except ValueError: raise argparse.ArgumentTypeError(f"'{s}' is neither a fraction such as 0.5 nor a pattern such as 2:4")
+
+def _shrink_options(p):
+    p.add_argument('--sparsity', type=_sparsity, default=0., help='share of weights to prune, such as 0.5, or a pattern such as 2:4')
+    p.add_argument('--bits', type=int, help='bits per weight: 2, 3, 4 or 8')
+    p.add_argument('--group', type=int, default=128, help='weights of a row that share a scale (128); -1: the whole row')
+    p.add_argument('--sym', action=argparse.BooleanOptionalAction, default=None, help='grid symmetric about zero (at 4 and 8 bits)')
+    p.add_argument('--method', default='obs', help='obs (SparseGPT and GPTQ, the default), wanda, magnitude or rtn')
+    p.add_argument('--calibration', metavar='FILE', help='text to calibrate on (jsonl, .txt, .xz/.gz); only rtn and magnitude do without')
+    p.add_argument('-n', type=_positive, default=128, help='sequences of it (128)')
+    p.add_argument('--length', type=_positive, help="tokens in each (2048, or the model's window)")
+    p.add_argument('--seed', type=int, default=0, help='picks the sequences (0)')
+    p.add_argument('--out', required=True, metavar='DIR', help='new folder for the model')
+    p.add_argument('--resume', action='store_true', help='go on where a run that was killed stopped')
+    p.add_argument('--format', choices=('gptq','gptq_v2'), help='version of the GPTQ file format (gptq if symmetric, else gptq_v2)')
+    p.add_argument('--offload', action='store_true', help='keep activations in main memory, not on the GPU')
+    _common(p)
+
+# %% ../nbs/60_cli.ipynb #aee43904
+@verb('shrink', 'Prune and quantise the weights of a model, block by block.',
+      ['--sparsity 0.5 --bits 4 --group 64 --calibration texts.jsonl --out small', '--model ./my-model --bits 4 --calibration c4.jsonl.gz --out my-model-4bit',
+       '--sparsity 2:4 --calibration texts.jsonl --out pruned --resume'], _shrink_options)
+def shrink(args):
+    "Model folder -> smaller model folder"
+    from promptcompress.core import InputError
+    from promptcompress.data import existing_file
+    from promptcompress.weights.recipe import Recipe
+    recipe = Recipe(args.sparsity, args.bits, args.group, args.sym, args.method)
+    if args.calibration is None and args.method in ('obs','wanda'): raise InputError(f"--method {args.method} needs --calibration FILE (only rtn and magnitude do without)")
+    if args.calibration is not None: existing_file(args.calibration)
+    from promptcompress.weights.shrink import shrink as run
+    report, opens = run(args.model, recipe, args.calibration, args.out, args.resume, checkpoint_format=args.format, n=args.n, length=args.length, seed=args.seed,
+                        device=args.device, offload=args.offload)
+    row = dict(out=str(args.out), model=args.model, opens_with=opens, **report.as_dict())
+    lines = [str(report)] + ([f"opens with {', '.join(e for e,why in opens.items() if not why)}" + ''.join(f'; not with {e}: {why}' for e,why in opens.items() if why)] if opens else [])
+    _say(args, row, '\n'.join([*lines, f'written to {args.out}']))
 
 # %% ../nbs/60_cli.ipynb #487c468f
 def _prepare_options(p):

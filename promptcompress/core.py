@@ -6,11 +6,11 @@ Docs: https://promptcompress.github.io/promptcompress/core.html.md"""
 
 # %% auto #0
 __all__ = ['PromptCompressError', 'InputError', 'StateError', 'need', 'seed_everything', 'pick_device', 'pick_dtype',
-           'atomic_write', 'write_json', 'read_json', 'tensors_checksum', 'save_tensors', 'load_tensors', 'progress',
-           'run_info', 'append_result']
+           'atomic_write', 'write_json', 'read_json', 'tensors_checksum', 'save_tensors', 'load_tensors',
+           'release_memory', 'progress', 'run_info', 'append_result']
 
-# %% ../nbs/00_core.ipynb #7dab8705
-import hashlib, json, os, platform, random, subprocess, sys, tempfile
+# %% ../nbs/00_core.ipynb #a4264034
+import ctypes, hashlib, json, os, platform, random, subprocess, sys, tempfile
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -143,6 +143,12 @@ def load_tensors(path,      # File written by `save_tensors`
     if kind is not None and (not isinstance(header, dict) or header.get('kind') != kind):
         raise InputError(f"{path} holds a {str(header.get('kind'))[:40]!r}, expected a {kind}" if isinstance(header, dict) else f"{path} has a header of ours with nothing in it")
     return tensors, header
+
+# %% ../nbs/00_core.ipynb #a83cd099
+def release_memory():
+    "Ask the C library to give freed memory back to the system, where it knows how (glibc)"
+    try: ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError): pass # another C library: it has ways of its own
 
 # %% ../nbs/00_core.ipynb #78b8420a
 def progress(items,       # Any iterable
