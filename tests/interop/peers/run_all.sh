@@ -12,6 +12,7 @@
 # OUT              result file, one line per run is added (results/weights_peers.jsonl)
 # ROUNDS           how often everything is run; times are reported as medians over the rounds (1; about 45 minutes each on two cores)
 # SETTINGS         which settings (all, and then the baselines too)
+# SKIP             runs of the peers to leave out, such as 'w4.mse s50-w4.imatrix2' (none)
 # BASELINES        not empty: the baselines too
 # OMP_NUM_THREADS  threads of every tool (2)
 # YARDSTICK        one more program, called as `$YARDSTICK SETTING DIR`, that leaves its run as protocol.py does (none)
@@ -22,14 +23,15 @@ ours="${PYTHON:-python} -m promptcompress.benchmarks.weights_peers"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}" CUDA_VISIBLE_DEVICES='' HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 failed=''; log="$dir/log.txt"
 try() { name=$1; shift; "$@" 2>>"$log" || failed="$failed $name"; }
+skip() { case " ${SKIP:-} " in *" $1 "*) return 0;; esac; return 1; }
 last() { text=$("$@") || return 1; printf '%s\n' "$text" | tail -n 1; } # the tools talk
 
 # compare SETTING 'variants of GPTQModel' 'variants of llm-compressor'   (as it comes, and the best of all options tried)
 compare() {
     case " ${SETTINGS:-$1} " in *" $1 "*) ;; *) return 0;; esac
     try "$1" $ours run "$1" --dir "$dir"
-    for v in $2; do try "gptqmodel.$1.$v" last "$gptq" "$here/run_gptqmodel.py" "$1.$v" "$dir"; done
-    for v in $3; do try "llmcompressor.$1.$v" last "$llmc" "$here/run_llmcompressor.py" "$1.$v" "$dir"; done
+    for v in $2; do skip "$1.$v" || try "gptqmodel.$1.$v" last "$gptq" "$here/run_gptqmodel.py" "$1.$v" "$dir"; done
+    for v in $3; do skip "$1.$v" || try "llmcompressor.$1.$v" last "$llmc" "$here/run_llmcompressor.py" "$1.$v" "$dir"; done
     if [ -n "${YARDSTICK:-}" ]; then try "yardstick.$1" $YARDSTICK "$1" "$dir"; fi
     try "score $1" $ours score --dir "$dir" >/dev/null # deletes the weights
 }
