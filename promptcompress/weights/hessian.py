@@ -26,15 +26,16 @@ class Hessian:
         for i in range(0, x.shape[1], strip): self.matrix[i:i+strip, i:].addmm_(x[:, i:i+strip].T, x[:, i:])
         self.tokens += len(x)
 
-# %% ../../nbs/30_weights.hessian.ipynb #3edd2893
+# %% ../../nbs/30_weights.hessian.ipynb #fcbd1825
 @contextmanager
 def fast_products(device, on=True):
     "Let fp32 matrix products on `device` round their factors to bf16 (CPU) or TF32 (GPU); sums stay fp32"
-    backend, mode = (torch.backends.cuda.matmul, 'tf32') if torch.device(device).type == 'cuda' else (torch.backends.mkldnn.matmul, 'bf16')
-    before = backend.fp32_precision
-    if on: backend.fp32_precision = mode
+    backend, mode = (torch.backends.cuda.matmul, 'tf32') if torch.device(device).type == 'cuda' else (getattr(torch.backends.mkldnn, 'matmul', None), 'bf16')
+    before = getattr(backend, 'fp32_precision', None) # None: an older torch, which has no such switch
+    if on and before: backend.fp32_precision = mode
     try: yield
-    finally: backend.fp32_precision = before
+    finally:
+        if on and before: backend.fp32_precision = before
 
 # %% ../../nbs/30_weights.hessian.ipynb #776acc2c
 def _finish(self, name='this input', # For messages

@@ -52,10 +52,10 @@ class Recipe:
     symmetric = property(lambda self: (self.bits or 8) >= 4 if self.sym is None else self.sym)
     as_dict = asdict
 
-# %% ../../nbs/29_weights.recipe.ipynb #22b57769
+# %% ../../nbs/29_weights.recipe.ipynb #e17bd583
 def _check(r):
     "Refuse what can't be carried out"
-    def no(message): raise InputError(f"{message} (in Recipe: {r.sparsity=}, {r.bits=}, {r.group=}, {r.method=})".replace('r.', ''))
+    def no(message): raise InputError(f"{message} (in Recipe(sparsity={r.sparsity!r}, bits={r.bits}, group={r.group}, method={r.method!r}))")
     f, n, m = parse_sparsity(r.sparsity)
     if r.bits is not None and (r.bits not in (2, 3, 4, 8) or isinstance(r.bits, bool)): no(f"bits={r.bits} has no grid: choose 2, 3, 4 or 8, or None for no quantisation")
     if not f and not r.bits: no("Nothing to do: give a sparsity, bits, or both")

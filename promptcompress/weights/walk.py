@@ -8,9 +8,9 @@ Docs: https://promptcompress.github.io/promptcompress/weights.walk.html.md"""
 __all__ = ['blocks', 'Calls', 'record_calls', 'compress_block', 'pack_block', 'Report', 'save_block', 'restore_block',
            'compress_weights']
 
-# %% ../../nbs/32_weights.walk.ipynb #4ac3a8cc
+# %% ../../nbs/32_weights.walk.ipynb #c8b2655c
 import hashlib, json, math, time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 import torch
@@ -70,7 +70,7 @@ def record_calls(lm:LM, batches)->Calls: # batches: LongTensors `[batch, length]
         for b in stack: del b.forward # the class's own again
     return calls
 
-# %% ../../nbs/32_weights.walk.ipynb #d968ab82
+# %% ../../nbs/32_weights.walk.ipynb #4bd19308
 def compress_block(block, recipe:Recipe, # A transformer block, on the device to compute on
                    forward,              # Calls it on one batch of activations
                    batches,              # The activations, or None for methods that need no text
@@ -79,16 +79,20 @@ def compress_block(block, recipe:Recipe, # A transformer block, on the device to
                   )->tuple:              # (name -> `Solution` without its weight, which is in the block now; one row per layer for the report)
     "Compress the linear layers of one block, in place"
     layers, done, rows = linears(block), {}, []
-    groups = groups or [[n] for n in layers]
+    groups = (groups or []) + [[n] for n in layers if not any(n in g for g in groups or [])] # those that the first batch did not reach, too
     for stage in [[g] for g in groups] if recipe.true_sequential and batches is not None else [groups]:
         hessians = collect(block, stage, forward, batches, fast) if batches is not None else [None]*len(stage)
         for names in stage:
             release_memory()
             start, h = time.perf_counter(), hessians.pop(0)
             W = torch.cat([matrix(layers[n]).T for n in names], 1).T # as the solver wants it, without another copy
-            dead = h.finish(f'{name}.{names[0]}') if h else None
-            H = h.matrix if h else torch.eye(W.shape[1], device=W.device)
-            parts = solve(W, H, recipe, [matrix(layers[n]).shape[0] for n in names], dead, f'{name}.{names[0]}')
+            known = h is not None and h.tokens > 0
+            dead = h.finish(f'{name}.{names[0]}') if known else None
+            H = h.matrix if known else torch.eye(W.shape[1], device=W.device)
+            how = recipe if known or h is None else replace(recipe, method='magnitude' if recipe.fraction else 'rtn') # no text came by
+            parts = solve(W, H, how, [matrix(layers[n]).shape[0] for n in names], dead, f'{name}.{names[0]}')
+            if how is not recipe:
+                for s in parts: s.fallback = True
             del H, h, W
             for n, s in zip(names, parts):
                 _set(layers[n], s.weight); done[n] = s
@@ -108,7 +112,7 @@ def pack_block(block, solutions, recipe):
                                          isinstance(old, Conv1D), old.weight.dtype, n)
         setattr(block.get_submodule(parent), last, packed)
 
-# %% ../../nbs/32_weights.walk.ipynb #9c167d91
+# %% ../../nbs/32_weights.walk.ipynb #3ef54692
 @dataclass
 class Report:
     "What became of a model's weights"
@@ -129,7 +133,7 @@ class Report:
                  f"{t['dense']/1e6:.1f} MB in 16 bits; {t['stored']/1e6:.1f} MB as stored ({self.sizes['ratio']['stored']:.1f} to 1); {t['ideal']/1e6:.1f} MB if every zero were free but for its place ({self.sizes['ratio']['ideal']:.1f} to 1)"]
         raised = [r['layer'] for r in self.rows if r['damp'] > self.recipe.damp and not r['fallback']]
         if raised: lines.append(f"{len(raised)} layers needed more damping than {self.recipe.damp} ({', '.join(raised[:3])}{' ...' if len(raised) > 3 else ''}): more calibration text would help")
-        if self.fallbacks(): lines.append(f"{len(self.fallbacks())} layers were {'rounded to nearest' if self.recipe.bits else 'pruned by size'}, since their Hessian has no Cholesky factor even with damp=1 "
+        if self.fallbacks(): lines.append(f"{len(self.fallbacks())} layers were {'rounded to nearest' if self.recipe.bits else 'pruned by size'}, since no calibration text reached them or their Hessian has no Cholesky factor even with damp=1 "
                                           f"({', '.join(self.fallbacks()[:3])}): give more or other calibration text, or load the model in fp32")
         return '\n'.join(lines)
 
