@@ -70,7 +70,7 @@ def record_calls(lm:LM, batches)->Calls: # batches: LongTensors `[batch, length]
         for b in stack: del b.forward # the class's own again
     return calls
 
-# %% ../../nbs/32_weights.walk.ipynb #4bd19308
+# %% ../../nbs/32_weights.walk.ipynb #a0f9cfb3
 def compress_block(block, recipe:Recipe, # A transformer block, on the device to compute on
                    forward,              # Calls it on one batch of activations
                    batches,              # The activations, or None for methods that need no text
@@ -91,10 +91,9 @@ def compress_block(block, recipe:Recipe, # A transformer block, on the device to
             H = h.matrix if known else torch.eye(W.shape[1], device=W.device)
             how = recipe if known or h is None else replace(recipe, method='magnitude' if recipe.fraction else 'rtn') # no text came by
             parts = solve(W, H, how, [matrix(layers[n]).shape[0] for n in names], dead, f'{name}.{names[0]}')
-            if how is not recipe:
-                for s in parts: s.fallback = True
             del H, h, W
             for n, s in zip(names, parts):
+                s.fallback |= how is not recipe
                 _set(layers[n], s.weight); done[n] = s
                 rows.append(dict(layer=f'{name}.{n}', error=s.error, sparsity=s.sparsity, order=s.order, damp=s.damp, fallback=s.fallback, seconds=(time.perf_counter() - start)/len(names)))
                 s.weight = None
