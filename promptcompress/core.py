@@ -6,7 +6,7 @@ Docs: https://promptcompress.github.io/promptcompress/core.html.md"""
 
 # %% auto #0
 __all__ = ['PromptCompressError', 'InputError', 'StateError', 'need', 'seed_everything', 'pick_device', 'pick_dtype',
-           'atomic_write', 'write_json', 'read_json', 'tensors_checksum', 'save_tensors', 'load_tensors',
+           'atomic_write', 'new_folder', 'write_json', 'read_json', 'tensors_checksum', 'save_tensors', 'load_tensors',
            'release_memory', 'progress', 'run_info', 'append_result']
 
 # %% ../nbs/00_core.ipynb #a4264034
@@ -83,6 +83,15 @@ def atomic_write(path # Where the finished file shall be
         os.chmod(tmp, 0o666 & ~mask) # mkstemp makes files private; the finished one follows the user's umask
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
+
+# %% ../nbs/00_core.ipynb #dc1d4395
+def new_folder(path # A folder to write to
+              )->Path:
+    "`path`, if it does not exist or is an empty folder"
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{path} exists and is not empty{'' if path.is_dir() else ' (it is a file)'}: give another folder, or remove it first")
+    return path
 
 # %% ../nbs/00_core.ipynb #8feded4c
 def write_json(path, # File to write

@@ -6,8 +6,9 @@ Docs: https://promptcompress.github.io/promptcompress/data.html.md"""
 
 # %% auto #0
 __all__ = ['Text', 'QA', 'iso_date', 'record_date', 'file_lines', 'existing_file', 'parse_json', 'json_records', 'source_items',
-           'nonempty', 'first_n', 'text_record', 'read_texts', 'load_texts_from_hub', 'qa_records', 'read_qa', 'cut',
-           'length_batches', 'calibration_batches', 'ngram_hashes', 'worst_day', 'leakage', 'check_leakage']
+           'nonempty', 'first_n', 'text_record', 'file_texts', 'read_texts', 'load_texts_from_hub', 'qa_records',
+           'read_qa', 'cut', 'length_batches', 'calibration_batches', 'ngram_hashes', 'worst_day', 'leakage',
+           'check_leakage']
 
 # %% ../nbs/02_data.ipynb #4c5c3194
 import gzip, json, lzma, random, re, zlib
@@ -160,14 +161,18 @@ def text_record(rec,       # A `Text`, `QA`, string or dict
     return Text(_clean(str(rec['id'])) if rec.get('id') is not None else id, _clean(one_line(rec[name])), record_date(rec),
                 ' '.join(_clean(title).split()) if isinstance(title, str) else None)
 
-# %% ../nbs/02_data.ipynb #935f9b1e
+# %% ../nbs/02_data.ipynb #6ca23604
 def _is_json(path)->bool:
     name = re.sub(r'\.(xz|gz)$', '', path.name.lower())
     if name.endswith(('.json','.jsonl')): return True
     if name.endswith(('.txt','.md')): return False
     return next((l for _,l in file_lines(path) if l.strip()), '').lstrip()[:1] in ('{','[')
 
-def _file_texts(path, lines, field):
+def file_texts(path:Path,      # A file that is there
+               lines=False,    # Plain text: one document per line
+               field=None,     # As in `text_record`
+              )->Iterable[Text]:
+    "Stream the documents of one file, blank ones included"
     if not _is_json(path):
         docs = ((f':{i}', l.strip()) for i,l in file_lines(path)) if lines else [('', '\n'.join(l for _,l in file_lines(path)))]
         for i,text in docs: yield Text(f'{path.name}{i}', text)
@@ -183,7 +188,7 @@ def _file_texts(path, lines, field):
         return
     for i,(where,rec) in enumerate(chain([first], recs)): yield text_record(rec, where, f'{path.name}:{i}', field)
 
-# %% ../nbs/02_data.ipynb #ad52760c
+# %% ../nbs/02_data.ipynb #b0b57ce2
 def read_texts(source,     # A path, a list of paths, a dataset, or an iterable of strings, dicts, `Text` or `QA`
                limit=None, # Stop after this many texts
                lines=False,# Plain text files: one document per line
@@ -193,7 +198,7 @@ def read_texts(source,     # A path, a list of paths, a dataset, or an iterable 
     def texts():
         for i,o in enumerate(items):
             if not isinstance(o, Path): yield text_record(o, f'item {i}', str(i), field)
-            else: yield from nonempty((t for t in _file_texts(o, lines, field) if t.text.strip()), f"{o} holds no text")
+            else: yield from nonempty((t for t in file_texts(o, lines, field) if t.text.strip()), f"{o} holds no text")
     items = source_items(source)
     return first_n(nonempty((t for t in texts() if t.text.strip()), "the source holds no text: give at least one document"), limit)
 

@@ -111,6 +111,8 @@ BAD = { # what is wrong: (command line, what the message says)
     'all leak': ('evaluate regenerate --data texts.jsonl --maker full --length 32 --check-leakage texts.jsonl --model tiny --json new.json',
                  'All 4 test items leak'),
     'unknown maker': ('evaluate qa --data qa.jsonl --maker magic --model tiny --json new.json', "invalid choice: 'magic'"),
+    'option of another task': ('evaluate regenerate --data texts.jsonl --maker full --cloze --model tiny', 'unrecognized arguments: --cloze'),
+    'no task': ('evaluate --data texts.jsonl --maker full --model tiny', 'invalid choice'),
     'compressor for none': ('evaluate qa --data qa.jsonl --maker none --compressor kv --model tiny', 'has no compressor'),
     'k too large for the demo': ('demo --model tiny --kv kv --icae embeds', '-k 16: kv has 4'),
     'question without answer': ('demo --model tiny --kv kv --icae embeds -k 4 --file text.txt --question Who?', 'an --answer for each'),

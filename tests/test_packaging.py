@@ -162,3 +162,12 @@ def test_import_is_light_and_stays_at_home(tmp_path):
     "In a process of its own: no network, no GPU, nothing heavy, nothing that only developers have"
     env = {k: v for k,v in os.environ.items() if k not in ('HF_HUB_OFFLINE', 'HF_DATASETS_OFFLINE', 'IN_TEST')} | {'PYTHONPATH': str(root)}
     run(sys.executable, '-c', probe.replace('HEAVY', repr(heavy)), cwd=tmp_path, env=env)
+
+def test_all_runs_are_timed_with_the_same_watch():
+    "The peers' environments can't import this package, so their runners hold a copy of `Stopwatch`"
+    def stopwatch(path):
+        text = path.read_text(encoding='utf-8')
+        found, = (n for n in ast.parse(text).body if isinstance(n, ast.ClassDef) and n.name == 'Stopwatch')
+        return ast.get_source_segment(text, found)
+    ours, theirs = stopwatch(package/'benchmarks'/'weights_peers.py'), stopwatch(root/'tests'/'interop'/'peers'/'protocol.py')
+    assert ours == theirs, 'change both, or a comparison of seconds and megabytes means nothing'

@@ -5,10 +5,11 @@ import pytest, torch
 from hypothesis import given, settings, strategies as st
 from promptcompress.core import InputError
 from promptcompress.lm import load_lm, tiny_lm
+from promptcompress.weights import walk
 from promptcompress.weights.hessian import Hessian
 from promptcompress.weights.packed import packed_layers, to_dense
 from promptcompress.weights.recipe import Recipe, find_grid
-from promptcompress.weights.solve import energy, smallest, solve
+from promptcompress.weights.solve import descend, energy, smallest, solve
 from promptcompress.weights.walk import compress_weights
 
 def layer(rows, columns, tokens=300, seed=0):
@@ -41,6 +42,19 @@ def test_descent_never_raises_the_error():
     W, H = layer(24, 96)
     errors = [sum(s.error for s in solve(W, H, Recipe(.5, 3, 32, sweeps=n, damp=1e-6))) for n in range(4)]
     assert errors == sorted(errors, reverse=True) and errors[1] < errors[0]
+
+def test_descent_ends_where_no_kept_weight_can_gain():
+    "Under strong damping: every round lowers the damped error, until its gradient is zero at all weights that are not pruned"
+    W, H = layer(6, 48)
+    W, lam = W.T.contiguous(), 3*H.diagonal().mean()
+    mask = torch.rand(W.shape, generator=torch.Generator().manual_seed(0)) < .5
+    Q, errors = W.masked_fill(mask, 0.), []
+    for _ in range(20):
+        errors.append(((W - Q)*(H@(W - Q) + lam*(W - Q))).sum().item())
+        descend(Q, W, H, lam, mask, block=20)
+    gradient = H@(W - Q) + lam*(W - Q)
+    assert all(b < a for a, b in zip(errors[:4], errors[1:4])) and (Q[mask] == 0).all()
+    assert gradient[~mask].abs().max() < 1e-3*gradient[mask].abs().max()
 
 def test_smallest_is_exact_with_ties_and_infinities():
     s = torch.tensor([1., 1., 1., float('inf'), 0., 1.])
@@ -103,6 +117,37 @@ def test_killed_and_resumed(tmp_path):
     whole = compress_weights(load_lm('pocket', 'cpu'), Recipe(.5, 4, 64), tmp_path/'text.txt', n=24, length=128)
     ids = torch.arange(5, 60)[None]
     assert torch.allclose(load_lm(tmp_path/'small', 'cpu').model(ids).logits, whole.model(ids).logits, atol=1e-3)
+
+def test_blocks_of_another_model_are_refused(tmp_path):
+    "The same architecture, recipe and text, but other weights: in memory, and from a folder whose blocks are not read yet"
+    from promptcompress.weights.shrink import shrink
+    ids, recipe = torch.randint(3, 250, (4, 32), generator=torch.Generator().manual_seed(0)), Recipe(bits=4, group=32)
+    compress_weights(tiny_lm('llama'), recipe, ids, work=tmp_path/'.out.blocks')
+    with pytest.raises(InputError, match='another model'): compress_weights(tiny_lm('llama', seed=1), recipe, ids, work=tmp_path/'.out.blocks', resume=True)
+    for seed in (0, 1):
+        lm = tiny_lm('llama', seed=seed); lm.model.save_pretrained(tmp_path/str(seed)); lm.tokenizer.save_pretrained(tmp_path/str(seed))
+    with pytest.raises(InputError, match='another model'): shrink(tmp_path/'1', recipe, ids, tmp_path/'out', resume=True)
+    shrink(tmp_path/'0', recipe, ids, tmp_path/'out', resume=True) # the model they are of, read from its files
+
+@pytest.mark.parametrize('resume, computed', [(True, [2]), (False, [0, 1, 2])])
+def test_resume_computes_what_is_missing(tmp_path, monkeypatch, resume, computed):
+    ids, seen, compress = torch.randint(3, 250, (4, 32), generator=torch.Generator().manual_seed(0)), [], walk.compress_block
+    compress_weights(tiny_lm('llama'), Recipe(bits=4, group=32), ids, work=tmp_path)
+    for i in range(3):
+        if not resume or i == 2: (tmp_path/f'block-{i:04}.safetensors').unlink()
+    monkeypatch.setattr(walk, 'compress_block', lambda *a, **k: (seen.append(int(a[4][-1])), compress(*a, **k))[1])
+    compress_weights(tiny_lm('llama'), Recipe(bits=4, group=32), ids, work=tmp_path, resume=resume)
+    assert seen == computed
+
+@pytest.mark.parametrize('device, sizes', [('cpu', [8]*4), ('cuda', [32])])
+def test_batches_suit_the_device_that_computes(device, sizes):
+    "A model on the CPU whose blocks are computed on a GPU is read in the GPU's batches"
+    ids, seen, lm = torch.randint(3, 250, (32, 64), generator=torch.Generator().manual_seed(0)), [], tiny_lm('gpt2')
+    lm.embed.register_forward_hook(lambda m, args, out: seen.append(len(args[0])))
+    try: compress_weights(lm, Recipe(bits=4, group=32), ids, device=device)
+    except (AssertionError, RuntimeError):
+        if device == 'cpu' or torch.cuda.is_available(): raise # without a GPU it ends behind the embeddings
+    assert seen == sizes
 
 def test_full_disk_leaves_the_finished_blocks(tmp_path, monkeypatch):
     import promptcompress.weights.store as store

@@ -8,7 +8,7 @@ Docs: https://promptcompress.github.io/promptcompress/evaluation.perplexity.html
 __all__ = ['PREPROCESSING', 'RunningText', 'find_preprocessing', 'running_text', 'encode_counted', 'windows', 'Perplexity',
            'perplexity', 'published_deflation']
 
-# %% ../../nbs/51_evaluation.perplexity.ipynb #63b21856
+# %% ../../nbs/51_evaluation.perplexity.ipynb #6765fb2e
 import math, re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,12 +17,12 @@ from pathlib import Path
 from statistics import NormalDist
 import numpy as np, torch
 from ..core import InputError, progress
-from ..data import _file_texts, length_batches, read_texts, source_items, text_record
+from ..data import file_texts, length_batches, read_texts, source_items, text_record
 from ..kv.generate import nll
 from ..kv.prefix import KVPrefix, PrefixBatch, collate, empty_prefix, pad_rows
 from ..lm import LM
 
-# %% ../../nbs/51_evaluation.perplexity.ipynb #8b0bd322
+# %% ../../nbs/51_evaluation.perplexity.ipynb #7702f60a
 def _lines_with_ends(text): return [l if l.strip() else '' for l in re.findall(r'[^\n]*\n|[^\n]+', text)] or ['']
 def _sentences(text): return [s for l in text.split('\n') if (s := l.strip())]
 
@@ -54,7 +54,7 @@ def running_text(source,        # Anything `read_texts` takes
     how = find_preprocessing(preprocessing)
     def texts():
         for i,o in enumerate(source_items(source)):
-            yield from _file_texts(o, False, field) if isinstance(o, Path) else [text_record(o, f'item {i}', str(i), field)]
+            yield from file_texts(o, field=field) if isinstance(o, Path) else [text_record(o, f'item {i}', str(i), field)]
     rows, n = [], 0
     for t in islice(texts(), how.documents):
         rows += how.rows(t.text); n += len(t.text)

@@ -6,14 +6,13 @@ Docs: https://promptcompress.github.io/promptcompress/kv.compressor.html.md"""
 
 # %% auto #0
 __all__ = ['PRESETS', 'PAPER_TRAINING', 'CompressorConfig', 'lora_targets', 'memory_positions', 'Compressor', 'example',
-           'TextExamples', 'default_ks', 'QAExamples', 'Mixed', 'sum_prefixes', 'save_pretrained', 'CompressorMaker']
+           'TextExamples', 'default_ks', 'QAExamples', 'Mixed', 'sum_prefixes', 'CompressorMaker']
 
-# %% ../../nbs/21_kv.compressor.ipynb #0f3395dd
+# %% ../../nbs/21_kv.compressor.ipynb #ff01b3a6
 import json, random
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 import numpy as np, torch
-from huggingface_hub import ModelHubMixin, snapshot_download
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -26,7 +25,7 @@ from .generate import nll
 from .makers import MAKERS, Maker
 from .prefix import KVPrefix, PrefixBatch, pad_rows, same_architecture, source_info
 from ..lm import LM, check_length, pocket_folder, question_prompt, rotate, shared_copy
-from ..train import Learner
+from ..train import SavedLearner
 
 # %% ../../nbs/21_kv.compressor.ipynb #e1103844
 @dataclass
@@ -87,9 +86,10 @@ def memory_positions(n,       # `[batch]`, tokens of each text
     nxt = {'continue': n + k, 'spread': n, 'compact': k, 'paper': k}[how]
     return at, nxt, -n if how == 'compact' else torch.zeros_like(n)
 
-# %% ../../nbs/21_kv.compressor.ipynb #08ba177e
-class Compressor(Learner, ModelHubMixin):
+# %% ../../nbs/21_kv.compressor.ipynb #b008ea7d
+class Compressor(SavedLearner):
     "Text -> `KVPrefix` of k slots, by a LoRA encoder in front of the frozen `lm` (500xCompressor; ICAE with `carrier='embeds'`)"
+    kind, shipped = 'compressor', {'pocket-kv': pocket_folder('kv'), 'pocket-icae': pocket_folder('icae')}
     def __init__(self, lm:LM,              # The frozen model that reads, and that the encoder is made of
                  config:CompressorConfig=None, # The default settings if None
                  checkpointing=False,      # Recompute activations in the backward pass: less memory, a third more time
@@ -310,49 +310,29 @@ def sum_prefixes(parts)->KVPrefix:
     for p in parts[1:]: whole = whole + p
     return whole
 
-# %% ../../nbs/21_kv.compressor.ipynb #012ac7b1
-def _save_pretrained(self, folder, dtype=None # Such as torch.bfloat16, to halve the file; as trained if None
-                    ):
-    "Write `config.json` and `trained.safetensors`"
-    t = {n: p.detach().to(dtype) if dtype else p.detach() for n,p in self.trained().items()}
-    card = dict(kind='compressor', schema=1, config=asdict(self.config), architecture=self.lm.architecture, model=self.lm.name, fingerprint=self.lm.fingerprint, info=self.info)
-    save_tensors(Path(folder)/'trained.safetensors', t, dict(kind='learner', learner='Compressor', card=card))
-    write_json(Path(folder)/'config.json', card)
-def save_pretrained(self, folder, dtype=None, **kwargs):
-    "Write the compressor to `folder` (also called by `push_to_hub`)"
-    self._save_pretrained(folder, dtype)
-Compressor._save_pretrained, Compressor.save_pretrained = _save_pretrained, save_pretrained
+# %% ../../nbs/21_kv.compressor.ipynb #96cf4f6f
+def _card(self)->dict:
+    "What a saved compressor says of itself"
+    return dict(config=asdict(self.config), architecture=self.lm.architecture, model=self.lm.name, fingerprint=self.lm.fingerprint, info=self.info)
+Compressor.card = _card
 
-# %% ../../nbs/21_kv.compressor.ipynb #e0c583ee
-def _read_card(folder, name, lm)->tuple: # config.json, and the settings in it
-    "Refuse a folder whose files don't make a compressor for `lm`"
-    def bad(why): raise InputError(f"{folder} is not a usable compressor: {why}")
-    card = read_json(folder/'config.json')
-    if not isinstance(card, dict) or card.get('kind') != 'compressor': raise InputError(f"{folder} does not hold a compressor: its config.json is of another kind")
-    if card.get('schema') != 1: bad("its format is not the one this version reads, 1: update promptcompress")
-    if lacks := [k for k,t in dict(config=dict, architecture=dict, fingerprint=str, info=dict).items() if not isinstance(card.get(k), t)]: bad(f"its config.json lacks {', '.join(lacks)}")
-    same_architecture(card['architecture'], lm.architecture, f"The compressor '{name}'")
-    if unknown := card['config'].keys() - {f.name for f in fields(CompressorConfig)}: bad(f"it was written by another version, with settings {sorted(unknown)}")
+def _settings(folder, card, tensors)->CompressorConfig:
+    "The settings on a card; refused if the weights are of others"
+    if unknown := card['config'].keys() - {f.name for f in fields(CompressorConfig)}: raise InputError(f"{folder} is not a usable compressor: it was written by another version, with settings {sorted(unknown)}")
     config = CompressorConfig(**card['config'])
-    t, header = load_tensors(folder/'trained.safetensors', kind='learner')
-    if header.get('card', card) != card: bad("config.json is not the one that was saved with trained.safetensors")
-    if t.get('memory_embeddings', torch.empty(0)).shape[:1] != (config.k,) or {p.shape[:1] for n,p in t.items() if '.lora_A.' in n} != {(config.r,)}:
-        bad(f"its weights are not of k={config.k} and r={config.r}")
-    return card, config
+    if tensors.get('memory_embeddings', torch.empty(0)).shape[:1] != (config.k,) or {p.shape[:1] for n,p in tensors.items() if '.lora_A.' in n} != {(config.r,)}:
+        raise InputError(f"{folder} is not a usable compressor: its weights are not of k={config.k} and r={config.r}")
+    return config
 
-# %% ../../nbs/21_kv.compressor.ipynb #f23682ed
+# %% ../../nbs/21_kv.compressor.ipynb #5bda12db
 def _from_pretrained(cls, name, # 'pocket-kv', 'pocket-icae', a folder, or a Hub id
                      lm:LM,     # The frozen model to build on
                      **kwargs):
     "Load a compressor onto `lm`"
-    known = {'pocket-kv': pocket_folder('kv'), 'pocket-icae': pocket_folder('icae')}
-    folder = Path(known.get(str(name), name))
-    if not folder.is_dir():
-        if str(name).count('/') != 1 or str(name).startswith(('.','/','~')): raise InputError(f"There is no compressor at '{name}': give {', '.join(known)}, a folder, or a Hub id like 'owner/name'")
-        try: folder = Path(snapshot_download(str(name)))
-        except (OSError, ValueError) as e: raise InputError(f"There is no folder '{name}', and no compressor of that name came from the Hub ({str(e).splitlines()[0][:100]})") from None
-    card, config = _read_card(folder, name, lm)
-    self = cls(lm, config, **kwargs)
+    folder = cls.locate(name)
+    card, tensors = cls.read_card(folder, config=dict, architecture=dict, fingerprint=str, info=dict)
+    same_architecture(card['architecture'], lm.architecture, f"The compressor '{name}'")
+    self = cls(lm, _settings(folder, card, tensors), **kwargs)
     self.load_trained(folder)
     self.info = card['info'] | dict(name=str(name))
     if card['fingerprint'] != lm.fingerprint: self.info['transferred_from'] = card['fingerprint']

@@ -6,7 +6,7 @@ Docs: https://promptcompress.github.io/promptcompress/kv.prefix.html.md"""
 
 # %% auto #0
 __all__ = ['SCHEMA', 'KVPrefix', 'pad_rows', 'source_info', 'read', 'empty_prefix', 'same_architecture', 'PrefixBatch', 'collate',
-           'load_prefix', 'to_peft']
+           'read_behind', 'load_prefix', 'to_peft']
 
 # %% ../../nbs/10_kv.prefix.ipynb #bb7b9ae2
 import hashlib
@@ -155,6 +155,26 @@ def collate(prefixes, # KVPrefixes
     K, V = (torch.stack([pad(getattr(p, x)) for p in prefixes], 1) for x in ('keys','values')) # [layers, batch, heads, n, dim]
     mask = torch.stack([torch.arange(n) >= n - len(p) for p in prefixes]).to(lm.device)
     return PrefixBatch(list(zip(K, V)), mask, torch.tensor([p.next_position for p in prefixes], device=lm.device))
+
+# %% ../../nbs/10_kv.prefix.ipynb #ec547c28
+@torch.no_grad()
+def read_behind(lm:LM, rows,       # List of lists of token ids, one per document
+                front:KVPrefix,    # What stands in front of each, and is seen by it
+                maker='full',      # Recorded in `info`
+               )->list:            # of KVPrefix, each with `front` as its first slots
+    "Read each row behind a prefix; both together are the result"
+    ids, mask = (t.to(lm.device) for t in pad_rows(rows, lm.pad_id))
+    start, slots = front.next_position, len(front)
+    if max(slots, start) + ids.shape[1] > lm.window: raise InputError(f"A prefix that ends at {start} and a text of {ids.shape[1]} tokens do not fit {lm.name}'s window of {lm.window}")
+    if ids.shape[1] == 0: return [front[:] for _ in rows]
+    batch, pos = collate([front]*len(rows), lm), start + torch.arange(ids.shape[1], device=lm.device).expand_as(ids)
+    cache = lm.body(input_ids=ids, attention_mask=torch.cat([batch.mask, mask], 1).long(), position_ids=pos, past_key_values=batch.cache() or DynamicCache(), use_cache=True).past_key_values
+    K, V = (torch.stack([layer[i] for layer in cache], 1) for i in (0,1)) # [batch, layers, heads, slots + n, dim]
+    def one(b, r):
+        behind, n = source_info(maker, lm, r), slots + len(r)
+        info = behind | dict(maker=f"{front.info.get('maker')}+{maker}", source_tokens=len(r) + (front.info.get('source_tokens') or 0), parts=[front.info, behind])
+        return KVPrefix(K[b,:,:,:n].clone(), V[b,:,:,:n].clone(), torch.cat([front.positions.to(pos), pos[b,:len(r)]]), start + len(r), lm.architecture, front.start, lm.inv_freq, info)
+    return [one(b, r) for b,r in enumerate(rows)]
 
 # %% ../../nbs/10_kv.prefix.ipynb #82ad6c3b
 def _pack(x, bits):

@@ -34,7 +34,7 @@ def blocks(lm:LM)->tuple: # (name of the list within the model, the list)
         raise InputError(f"{lm.name} is quantised already ({packed or 'quantization_config'}): start from the original model, or from `to_dense(lm)` to compress the rounded weights further")
     return found[0]
 
-# %% ../../nbs/32_weights.walk.ipynb #6ee5f3f9
+# %% ../../nbs/32_weights.walk.ipynb #13ad1b34
 @dataclass
 class Calls:
     "How a model calls its blocks"
@@ -56,7 +56,7 @@ def _to(obj, device):
 def record_calls(lm:LM, batches)->Calls: # batches: LongTensors `[batch, length]` of one shape
     "Note what the blocks of `lm` are called with"
     _, stack = blocks(lm)
-    calls, plain = Calls([], [None]*len(stack)), [b.forward for b in stack]
+    calls = Calls([], [None]*len(stack))
     def note(i):
         def forward(x, *args, **kw):
             if i == 0: calls.inputs.append(x)
@@ -111,7 +111,7 @@ def pack_block(block, solutions, recipe):
                                          isinstance(old, Conv1D), old.weight.dtype, n)
         setattr(block.get_submodule(parent), last, packed)
 
-# %% ../../nbs/32_weights.walk.ipynb #3ef54692
+# %% ../../nbs/32_weights.walk.ipynb #84a0e9d3
 @dataclass
 class Report:
     "What became of a model's weights"
@@ -131,8 +131,8 @@ class Report:
         lines = [f"{self.recipe}: {len(self.rows)} layers, mean error {self.error:.4f}, {self.sizes['sparsity']:.1%} zeros, {self.tokens:,} tokens, {self.seconds:.0f} s",
                  f"{t['dense']/1e6:.1f} MB in 16 bits; {t['stored']/1e6:.1f} MB as stored ({self.sizes['ratio']['stored']:.1f} to 1); {t['ideal']/1e6:.1f} MB if every zero were free but for its place ({self.sizes['ratio']['ideal']:.1f} to 1)"]
         raised = [r['layer'] for r in self.rows if r['damp'] > self.recipe.damp and not r['fallback']]
-        if raised: lines.append(f"{len(raised)} layers needed more damping than {self.recipe.damp} ({', '.join(raised[:3])}{' ...' if len(raised) > 3 else ''}): more calibration text would help")
-        if self.fallbacks(): lines.append(f"{len(self.fallbacks())} layers were {'rounded to nearest' if self.recipe.bits else 'pruned by size'}, since no calibration text reached them or their Hessian has no Cholesky factor even with damp=1 "
+        if raised: lines.append(f"{len(raised)} of {len(self.rows)} layers needed more damping than {self.recipe.damp} ({', '.join(raised[:3])}{' ...' if len(raised) > 3 else ''}): more calibration text would help")
+        if self.fallbacks(): lines.append(f"{len(self.fallbacks())} of {len(self.rows)} layers were {'rounded to nearest' if self.recipe.bits else 'pruned by size'}, since no calibration text reached them or their Hessian has no Cholesky factor even with damp=1 "
                                           f"({', '.join(self.fallbacks()[:3])}): give more or other calibration text, or load the model in fp32")
         return '\n'.join(lines)
 
@@ -160,11 +160,12 @@ def _plot(self, ax=None):
     return ax
 Report._repr_html_, Report.plot = _html, _plot
 
-# %% ../../nbs/32_weights.walk.ipynb #61b1cda1
+# %% ../../nbs/32_weights.walk.ipynb #6cd0075d
 def _run_id(lm, recipe, ids)->str:
     "What a finished block must agree with to be used"
-    text = hashlib.sha256(ids.numpy().tobytes()).hexdigest()[:12] if ids is not None else None
-    return json.dumps(dict(architecture=lm.architecture, recipe=recipe.as_dict(), text=text))
+    def digest(t): # of its bytes: numpy has no bfloat16
+        return hashlib.sha256(t.detach().cpu().contiguous().view(torch.uint8).numpy()).hexdigest()[:12]
+    return json.dumps(dict(architecture=lm.architecture, embeddings=digest(lm.embed.weight), recipe=recipe.as_dict(), text=None if ids is None else digest(ids)))
 
 def _block_file(work, i): return Path(work)/f'block-{i:04}.safetensors'
 
@@ -186,9 +187,9 @@ def restore_block(work, i, block, recipe, run)->list: # The block's rows of the 
     block.requires_grad_(False)
     return header['rows']
 
-# %% ../../nbs/32_weights.walk.ipynb #ac19c752
-def _batches(lm, calibration, n, length, batch, seed):
-    "Token ids `[sequences, length]`, and the size of batches they divide into"
+# %% ../../nbs/32_weights.walk.ipynb #ab29cb11
+def _batches(lm, calibration, n, length, batch, seed, device):
+    "Token ids `[sequences, length]`, and the size of batches they divide into; `device` is where blocks are computed"
     length, start = length or min(2048, lm.window), lm.start_ids
     if isinstance(calibration, torch.Tensor): ids = calibration
     else: # as the model reads texts: behind what its tokenizer puts before them
@@ -198,7 +199,7 @@ def _batches(lm, calibration, n, length, batch, seed):
     if ids.ndim != 2 or ids.is_floating_point(): raise InputError(f"calibration ids are {ids.dtype} {list(ids.shape)}: expected whole numbers [sequences, length]")
     if ids.shape[1] > lm.window: raise InputError(f"calibration sequences have {ids.shape[1]} tokens, but {lm.name} reads {lm.window} at most: give a smaller length")
     if int(ids.max()) >= lm.embed.num_embeddings: raise InputError(f"calibration ids go up to {int(ids.max())}, but {lm.name} has {lm.embed.num_embeddings} tokens: they are of another tokenizer")
-    batch = batch or max(1, (512 if lm.device.type == 'cpu' else 16384)//ids.shape[1])
+    batch = batch or max(1, (512 if device.type == 'cpu' else 16384)//ids.shape[1])
     return ids, next(b for b in range(min(batch, len(ids)), 0, -1) if len(ids)%b == 0) # all batches alike: their masks and positions are shared
 
 # %% ../../nbs/32_weights.walk.ipynb #a2c81250
@@ -246,7 +247,7 @@ def _finish(self, i, rows, solutions):
     return rows
 _Walk.step, _Walk.finish = _step, _finish
 
-# %% ../../nbs/32_weights.walk.ipynb #436c44e0
+# %% ../../nbs/32_weights.walk.ipynb #78eb7ef3
 def compress_weights(lm:LM,          # The model; it stays as it is unless `inplace`
                      recipe:Recipe,  # What to do
                      calibration,    # Text for `calibration_batches` (a path, texts, a dataset ...), or token ids `[sequences, length]`; None for rtn and magnitude
@@ -265,9 +266,10 @@ def compress_weights(lm:LM,          # The model; it stays as it is unless `inpl
     blocks(lm) # refuses what can't be walked, before anything is read
     if calibration is None and recipe.method not in ('rtn','magnitude'): raise InputError(f"method='{recipe.method}' needs calibration text: give a file or some texts (only rtn and magnitude do without)")
     if work and not resume and any(Path(work).glob('block-*.safetensors')): raise InputError(f"{work} holds blocks of an earlier run: go on with resume=True, or give another folder")
-    ids, batch = _batches(lm, calibration, n, length, batch, seed) if calibration is not None else (None, None)
+    device = torch.device(device or lm.device)
+    ids, batch = _batches(lm, calibration, n, length, batch, seed, device) if calibration is not None else (None, None)
     small = lm if inplace else LM(shared_copy(lm.model), lm.tokenizer, lm.name)
-    walk = _Walk(small, recipe, ids, batch, torch.device(device or lm.device), offload, work, resume, load, fast)
+    walk = _Walk(small, recipe, ids, batch, device, offload, work, resume, load, fast)
     report = Report(recipe, tokens=0 if ids is None else ids.numel())
     bar = progress(range(len(walk.stack)), 'block')
     for i in bar:
