@@ -16,10 +16,11 @@ from ..recipes.healing import add_sources, compressed, quick, read_sources
 from ..soft.prompt import SoftPrompt
 from ..soft.tune import tune
 
-# %% ../../nbs/results/soft_steps.ipynb #7426463d
+# %% ../../nbs/results/soft_steps.ipynb #e15bc025
 RUNS = { # name -> settings of `tune`
     'paper': dict(preset='paper'),
     **{f'default, {n:,} steps': dict(preset='default', steps=n) for n in (125, 250, 500, 1000)},
+    **{f'default, 250 steps, rate {r}': dict(preset='default', steps=250, rate=r) for r in (.05, .1, .5, 1.)},
     'paper, 1,000 steps': dict(preset='paper', steps=1000),
     'with a relative rate': dict(preset='paper', steps=1000, rate=.25),
     'with batches of 16': dict(preset='paper', steps=1000, batch=16),

@@ -73,8 +73,8 @@ def quick(lm:LM)->LM:
     "A copy to train with: bf16, where training takes half the time; the prompt itself stays fp32"
     return LM(copy.deepcopy(lm.model).to(torch.bfloat16), lm.tokenizer, lm.name)
 
-# %% ../../nbs/recipes/healing.ipynb #c78ae551
-SETTINGS = dict(steps=400, batch=16, length=256, k=100) # of the result notebooks, on a CPU; the library's own defaults otherwise
+# %% ../../nbs/recipes/healing.ipynb #73aa8dd8
+SETTINGS = dict(steps=200, batch=16, length=128, k=100) # of the result notebooks, on a CPU; the library's own defaults otherwise
 
 def healed(small:LM,     # The model to heal
            parts:dict,   # `train` and `validation` texts
