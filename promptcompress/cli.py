@@ -1,4 +1,4 @@
-"""`promptcompress demo | compress | regenerate | ask | train | evaluate | shrink | recipe`: what the library does, from a shell.
+"""`promptcompress demo | compress | regenerate | ask | train | evaluate | shrink | heal | recipe`: what the library does, from a shell.
 
 Docs: https://promptcompress.github.io/promptcompress/cli.html.md"""
 
@@ -6,22 +6,22 @@ Docs: https://promptcompress.github.io/promptcompress/cli.html.md"""
 
 # %% auto #0
 __all__ = ['GROUPS', 'VERBS', 'verb', 'group', 'make_parser', 'main', 'compress', 'regenerate', 'ask', 'DEMO', 'demo',
-           'demo_report', 'first_token_seconds', 'train', 'evaluate', 'shrink', 'recipe_prepare', 'recipe_lm',
-           'recipe_export']
+           'demo_report', 'first_token_seconds', 'train', 'evaluate', 'evaluate_perplexity', 'shrink', 'heal',
+           'recipe_prepare', 'recipe_lm', 'recipe_export']
 
-# %% ../nbs/69_cli.ipynb #32cdca34
+# %% ../nbs/69_cli.ipynb #cea08da0
 import sys
 from .verbs.frame import GROUPS, VERBS, group, main, make_parser, verb
 from .verbs.prompt import ask, compress, regenerate
 from .verbs.demo import DEMO, demo, demo_report, first_token_seconds
 from .verbs.train import train
-from .verbs.evaluate import evaluate
-from .verbs.model import shrink
+from .verbs.evaluate import evaluate, evaluate_perplexity
+from .verbs.model import heal, shrink
 from .verbs.recipe import recipe_export, recipe_lm, recipe_prepare
 
-# %% ../nbs/69_cli.ipynb #113cf96e
+# %% ../nbs/69_cli.ipynb #a5c87717
 _all_ = ['GROUPS', 'VERBS', 'verb', 'group', 'make_parser', 'main', 'compress', 'regenerate', 'ask', 'DEMO', 'demo', 'demo_report', 'first_token_seconds',
-         'train', 'evaluate', 'shrink', 'recipe_prepare', 'recipe_lm', 'recipe_export']
+         'train', 'evaluate', 'evaluate_perplexity', 'shrink', 'heal', 'recipe_prepare', 'recipe_lm', 'recipe_export']
 
 # %% ../nbs/69_cli.ipynb #273467c0
 if __name__ == '__main__' and globals().get('__spec__'): sys.exit(main())

@@ -4,7 +4,7 @@ Importing torch and transformers takes seconds and would be most of the time of 
 once, into a server process that forks a child for every command (multiprocessing's `forkserver`); each command still has
 a process, streams and an exit code of its own. A few run from a cold start, to see that nothing else is printed there.
 """
-import json, multiprocessing, os, re, subprocess, sys, time
+import json, multiprocessing, os, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
 from types import ModuleType
 from unittest.mock import patch
@@ -15,6 +15,7 @@ from promptcompress.kv.compressor import Compressor, CompressorConfig
 from promptcompress.kv.generate import generate, regenerate
 from promptcompress.kv.prefix import load_prefix, read
 from promptcompress.lm import load_lm, question_prompt, tiny_lm
+from promptcompress.soft.prompt import SoftPrompt, load_prompt
 
 root = Path(__file__).parent.parent
 forks = pytest.mark.skipif('forkserver' not in multiprocessing.get_all_start_methods(), reason='this system has no fork')
@@ -32,16 +33,20 @@ class Shell:
     def __init__(self, folder, tmp):
         self.folder, self.tmp, self.processes = folder, tmp, multiprocessing.get_context('forkserver')
         os.environ['PYTHONPATH'] = f'{root}{os.pathsep}{Path(__file__).parent}' # where the server finds these:
-        self.processes.set_forkserver_preload(['promptcompress.cli', 'promptcompress.evaluation.qa',
-                                               'promptcompress.kv.compressor', 'promptcompress.train', 'test_cli'])
-    def __call__(self, line, *more, stdin=b''):
-        streams = [self.tmp/n for n in ('stdin','stdout','stderr')]
-        for s,data in zip(streams, (stdin, b'', b'')): s.write_bytes(data)
-        p = self.processes.Process(target=child, args=(self.folder, [*line.split(), *more], streams))
+        self.processes.set_forkserver_preload(['promptcompress.cli', 'promptcompress.evaluation.qa', 'promptcompress.evaluation.perplexity',
+                                               'promptcompress.kv.compressor', 'promptcompress.soft.tune', 'promptcompress.train', 'test_cli'])
+        self.streams = [tmp/n for n in ('stdin','stdout','stderr')]
+    def start(self, line, *more, stdin=b''):
+        "A running process"
+        for s,data in zip(self.streams, (stdin, b'', b'')): s.write_bytes(data)
+        p = self.processes.Process(target=child, args=(self.folder, [*line.split(), *more], self.streams))
         with patch.dict(sys.modules, __main__=ModuleType('__main__')): p.start() # else the child would look for pytest's, or a notebook's
+        return p
+    def __call__(self, line, *more, stdin=b''):
+        p = self.start(line, *more, stdin=stdin)
         p.join(120)
         assert p.exitcode is not None, 'still running'
-        return p.exitcode, streams[1].read_text(), streams[2].read_text()
+        return p.exitcode, *(s.read_text() for s in self.streams[1:])
 
 def cold(line, folder, *more, stdin=None):
     "A new interpreter"
@@ -63,6 +68,8 @@ def folder(tmp_path_factory):
     gpt = tiny_lm('gpt2'); read(gpt, [gpt.encode(TEXT)])[0].save(d/'gpt2.safetensors')
     read(lm, [lm.encode(TEXT)])[0].save(d/'whole.safetensors')
     flipped = bytearray((d/'whole.safetensors').read_bytes()); flipped[-9] ^= 1; (d/'flipped.safetensors').write_bytes(flipped)
+    for name,m in (('prompt',lm), ('narrow',tiny_lm('llama', hidden_size=32, head_dim=16)), ('of-gpt2',gpt)): SoftPrompt(m, 4).save_pretrained(d/name)
+    (d/'rain.txt').write_text('The rain in Spain stays mainly in the plain, and the plain stays mainly in Spain. '*40)
     (d/'text.txt').write_text(TEXT); (d/'empty.txt').write_text(' \n'); (d/'latin.txt').write_bytes(b'na\xefve')
     four = [dict(id=str(i), text=f'{TEXT} The Analytical Engine wanted {1000+i} cards.', date='2025-01-01') for i in range(4)]
     (d/'texts.jsonl').write_text('\n'.join(map(json.dumps, four)))
@@ -114,6 +121,27 @@ BAD = { # what is wrong: (command line, what the message says)
     'option of another task': ('evaluate regenerate --data texts.jsonl --maker full --cloze --model tiny', 'unrecognized arguments: --cloze'),
     'no task': ('evaluate --data texts.jsonl --maker full --model tiny', 'invalid choice'),
     'compressor for none': ('evaluate qa --data qa.jsonl --maker none --compressor kv --model tiny', 'has no compressor'),
+    'k larger than the window': ('heal --data rain.txt -k 300 --model tiny --out new', 'k=300 rows leave no room for text'),
+    'window behind k too large': ('heal --data rain.txt -k 8 --length 250 --model tiny --out new', '248 of the 256 tokens'),
+    'text shorter than a window': ('heal --data text.txt -k 8 --model tiny --out new', 'a window needs'),
+    'validation shorter than a window': ('heal --data rain.txt --validation text.txt -k 8 --steps 2 --model tiny --out new', 'a window needs'),
+    'nothing to learn from': ('heal --data none.txt -k 8 --model tiny --out new', 'none.txt does not exist'),
+    'learning rate of zero': ('heal --data rain.txt -k 8 --lr 0 --model tiny --out new', 'not usable: give a positive number'),
+    'two learning rates': ('heal --data rain.txt --lr 1 --rate 1 --model tiny --out new', 'not allowed with'),
+    'distil without teacher': ('heal --data rain.txt --distil .5 --model tiny --out new', 'give --teacher MODEL'),
+    'kv can not recompute': ('heal --data rain.txt -k 8 --kind kv --checkpointing --model tiny --out new', "kind='soft'"),
+    'existing output of heal': ('heal --data rain.txt -k 8 --model tiny --out busy', 'busy exists and is not empty'),
+    'nothing to heal on with': ('heal --data rain.txt -k 8 --model tiny --out new --resume', 'no run to resume'),
+    'no text to predict': ('evaluate perplexity --data none.txt --model tiny --json new.json', 'none.txt does not exist'),
+    'prefix of another architecture': ('evaluate perplexity --data rain.txt --prefix gpt2.safetensors --model tiny --json new.json', "'family': 'gpt2'"),
+    'prompt of another architecture': ('evaluate perplexity --data rain.txt --prefix of-gpt2 --model tiny --json new.json', "'family': 'gpt2'"),
+    'prompt of another width': ('evaluate perplexity --data rain.txt --prefix narrow --model tiny --json new.json', 'vectors of width 32'),
+    'folder without a prompt': ('evaluate perplexity --data rain.txt --prefix busy --model tiny --json new.json', 'busy is a folder without a learnt prompt'),
+    'compressor for a prompt': ('evaluate perplexity --data rain.txt --prefix kv --model tiny --json new.json', 'kv does not hold a'),
+    'damaged prefix in front': ('evaluate perplexity --data rain.txt --prefix flipped.safetensors --model tiny --json new.json', 'damaged'),
+    'no such prefix': ('evaluate perplexity --data rain.txt --prefix none.safetensors --model tiny --json new.json', 'none.safetensors does not exist'),
+    'window behind a prefix': ('evaluate perplexity --data rain.txt --prefix prompt --window 256 --model tiny --json new.json', 'of which the prefix takes 4'),
+    'stride over the text': ('evaluate perplexity --data rain.txt --window 64 --stride 65 --model tiny --json new.json', 'would skip some of the text'),
     'k too large for the demo': ('demo --model tiny --kv kv --icae embeds', '-k 16: kv has 4'),
     'question without answer': ('demo --model tiny --kv kv --icae embeds -k 4 --file text.txt --question Who?', 'an --answer for each'),
     'recipe without name': ('recipe prepare --text text.txt --squad qa.jsonl --cloze x --out new', 'expected NAME=FILE'),
@@ -212,7 +240,6 @@ def test_train_and_resume(shell, folder, tmp_path):
     code, out, err = shell(line + 'a --json')
     assert code == 0 and 'Traceback' not in err
     assert json.loads(out)['steps'] == 4
-    import shutil
     shutil.copytree(tmp_path/'a', tmp_path/'b'); shutil.rmtree(tmp_path/'b'/'checkpoint-4')
     for f in ('config.json','trained.safetensors'): (tmp_path/'b'/f).unlink()
     assert shell(line + 'b --resume')[0] == 0
@@ -232,6 +259,84 @@ def test_stage_2(shell, folder, tmp_path, more):
     assert code == 0, err
     c = Compressor.from_pretrained(tmp_path/'qa', load_lm(folder/'tiny', 'cpu'))
     assert c.info['stage'] == 'finetune' and c.config.k == (16 if 'paper' in more else 4) and c.config.any_k == ('paper' not in more)
+
+HEAL = 'heal --data rain.txt --model tiny -k 8 --steps 40 --batch 4 --length 48 --save-every 4 --device cpu --out '
+
+@pytest.fixture(scope='module')
+def healed(shell, tmp_path_factory):
+    "The folder of a run that was not disturbed, and what was said at its end"
+    out = tmp_path_factory.mktemp('heal')/'whole'
+    code, said, err = shell(f'{HEAL}{out}')
+    assert code == 0 and 'Traceback' not in err, err
+    return out, said
+
+@forks
+def test_heal_and_measure(shell, folder, healed, tmp_path):
+    "A learnt prompt lowers the perplexity of text like what it was learnt on; as a folder and as a file it is the same"
+    out, said = healed
+    first, last = map(float, re.search(r'loss (\S+) -> (\S+)', said).groups())
+    assert last < first and f'evaluate perplexity --model tiny --prefix {out}/prefix.safetensors --data FILE' in said
+    lm = load_lm(folder/'tiny', 'cpu')
+    assert torch.equal(load_prefix(out/'prefix.safetensors', lm).keys, load_prompt(out, lm).bake().keys)
+    (tmp_path/'test.txt').write_text('The plain in Spain stays mainly in the rain, and the rain stays mainly in Spain. '*10)
+    rows = []
+    for prefix in ('', f'--prefix {out}', f'--prefix {out}/prefix.safetensors'):
+        code, line, err = shell(f'evaluate perplexity --data {tmp_path}/test.txt --window 100 --model tiny {prefix} --json {tmp_path}/p.json')
+        assert code == 0 and err == '' and line.count('\n') == 1 and ('real tokens only' in line) == bool(prefix)
+        rows.append(json.loads((tmp_path/'p.json').read_text()))
+        assert f"{rows[-1]['ppl']:.3f} [{rows[-1]['ci'][0]:.3f}, {rows[-1]['ci'][1]:.3f}]" in line
+    alone, by_folder, by_file = rows
+    assert by_folder['ppl'] == by_file['ppl'] < alone['ppl']/2
+    assert by_file['tokens'] == alone['tokens'] and (by_file['prefix']['slots'], alone['prefix']) == (8, None)
+    assert by_file['prefix']['info']['files'][0]['file'] == 'rain.txt' and by_file['data'][0]['file'] == 'test.txt'
+    assert {'command','commit','versions','device','model','fingerprint','architecture','window','stride','bos','nats_per_token'} <= set(alone)
+    assert 'was learnt on rain.txt' in shell(f'evaluate perplexity --data rain.txt --limit 200 --prefix {out} --model tiny')[2]
+
+@forks
+def test_heal_killed_and_resumed(shell, folder, healed, tmp_path):
+    "kill -9 in the middle, and --resume gives what the undisturbed run gave, to the bit; other options, text or model are refused"
+    out, deadline = tmp_path/'killed', time.monotonic() + 60
+    p = shell.start(f'{HEAL}{out}')
+    while not (out/'checkpoint-8'/'trainer_state.json').exists() and p.is_alive() and time.monotonic() < deadline: time.sleep(.002)
+    os.kill(p.pid, signal.SIGKILL); p.join()
+    assert p.exitcode == -signal.SIGKILL and not (out/'checkpoint-40').exists() and not (out/'config.json').exists()
+    assert '--resume' in shell(f'evaluate perplexity --data rain.txt --prefix {out} --model tiny')[2] # it is no prompt yet
+    (tmp_path/'rain.txt').write_text('Other rain. '*99)
+    other = tiny_lm('llama', seed=1); other.model.save_pretrained(tmp_path/'tiny'); other.tokenizer.save_pretrained(tmp_path/'tiny')
+    before = files(tmp_path)
+    for change,message in ((('-k 8', '-k 9'), 'was started with k=8'), (('--steps 40', '--steps 40 --lr .1'), 'was started with rate=0.25'),
+                           (('--data rain.txt', f'--data {tmp_path}/rain.txt'), "was started with data=[{'file': 'rain.txt'"),
+                           (('--model tiny', f'--model {tmp_path}/tiny'), f'was started with model={load_lm(folder/"tiny", "cpu").fingerprint}')):
+        refused(*shell(f'{HEAL.replace(*change)}{out} --resume')[::2], message)
+    refused(*shell(f'{HEAL}{out}')[::2], 'exists and is not empty')
+    assert files(tmp_path) == before
+    assert shell(f'{HEAL}{out} --resume')[0] == 0
+    for f in ('trained.safetensors', 'prefix.safetensors'):
+        (a, about_a), (b, about_b) = (load_tensors(x/f) for x in (out, healed[0]))
+        assert about_a == about_b and a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a), f
+    assert not torch.equal(load_tensors(out/'trained.safetensors')[0]['embeddings'], load_tensors(out/'checkpoint-36'/'trained.safetensors')[0]['embeddings'])
+
+@forks
+def test_heal_with_every_option(shell, folder, tmp_path):
+    code, out, err = shell(f'heal --data rain.txt text.txt --validation rain.txt --model tiny --teacher tiny --distil .5 --init Spain -k 4 --steps 4 --batch 2 --length 32 '
+                           f'--rate .1 --seed 3 --checkpointing --json --out {tmp_path}/soft')
+    assert code == 0, err
+    row = json.loads(out)
+    assert (row['k'], row['started_from'], row['distil'], row['seed'], row['steps'], row['batch'], row['length']) == (4, 'Spain', .5, 3, 4, 2, 32)
+    assert [f['file'] for f in row['files']] == ['rain.txt', 'text.txt'] and row['validation_loss'] > 0
+    code, out, err = shell(f'heal --data rain.txt --model tiny --kind kv -k 4 --preset paper --steps 3 --quiet --out {tmp_path}/kv')
+    assert code == 0 and 'loss' not in err and 'kv prompt of 4 rows, 3 steps' in out # --quiet
+    assert load_prompt(tmp_path/'kv', load_lm(folder/'tiny', 'cpu')).info['length'] == 252 # the paper's 1,024 do not fit
+
+@forks
+def test_heal_with_an_absurd_rate(shell, folder, tmp_path):
+    "It stops as soon as the loss is no number, and names a checkpoint that is there"
+    code, out, err = shell(f"{HEAL.replace('--save-every 4', '--save-every 1')}{tmp_path}/wild --kind kv --lr 3e37")
+    last = err.splitlines()[-1]
+    assert code == 2 and out == '' and 'Traceback' not in err and re.match(r'promptcompress: error: The loss became nan at step \d+\. ', last)
+    kept = Path(re.search(r'Checkpoint kept: (\S+)\. ', last)[1])
+    assert kept.name.startswith('checkpoint-') and all(t.isfinite().all() for t in load_tensors(kept/'trained.safetensors')[0].values())
+    assert not (tmp_path/'wild'/'config.json').exists() and not (tmp_path/'wild'/'prefix.safetensors').exists()
 
 @forks
 def test_demo_on_a_text_of_ones_own(shell, folder):

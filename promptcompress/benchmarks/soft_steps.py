@@ -16,11 +16,12 @@ from ..recipes.healing import add_sources, compressed, quick, read_sources
 from ..soft.prompt import SoftPrompt
 from ..soft.tune import tune
 
-# %% ../../nbs/results/soft_steps.ipynb #e15bc025
+# %% ../../nbs/results/soft_steps.ipynb #fad2b2a0
 RUNS = { # name -> settings of `tune`
     'paper': dict(preset='paper'),
     **{f'default, {n:,} steps': dict(preset='default', steps=n) for n in (125, 250, 500, 1000)},
     **{f'default, 250 steps, rate {r}': dict(preset='default', steps=250, rate=r) for r in (.05, .1, .5, 1.)},
+    **{f'default, 250 steps, k = {k}': dict(preset='default', steps=250, k=k) for k in (25, 50, 75)},
     'paper, 1,000 steps': dict(preset='paper', steps=1000),
     'with a relative rate': dict(preset='paper', steps=1000, rate=.25),
     'with batches of 16': dict(preset='paper', steps=1000, batch=16),
@@ -31,12 +32,13 @@ def run(lm, small, parts, names=tuple(RUNS), k=100, length=128, work=None, steps
     "Yield one row per run: settings, the loss curve, and the validation loss on the way"
     fast = quick(small)
     for name in progress(names, 'run'):
-        prompt, out = SoftPrompt(fast, k), Path(work)/name.replace(' ', '-') if work else None
+        rows = RUNS[name].get('k', k)
+        prompt, out = SoftPrompt(fast, rows), Path(work)/name.replace(' ', '-') if work else None
         again = out is not None and any(out.glob('checkpoint-*/trainer_state.json'))
-        settings = RUNS[name] | dict(length=length) | (dict(steps=steps) if steps else {})
+        settings = {n: v for n,v in RUNS[name].items() if n != 'k'} | dict(length=length) | (dict(steps=steps) if steps else {})
         curve = tune(prompt, parts['train'], validation=parts['validation'], out=out, resume=again, disable_tqdm=True, **settings)
         validation = [[r['step'], r['eval_loss']] for r in curve if 'eval_loss' in r]
-        yield dict(run=name, k=k, settings={k: v for k,v in settings.items()}, model=small.name, steps=prompt.info['steps'], tokens=prompt.info['tokens'],
+        yield dict(run=name, k=rows, settings=settings, model=small.name, steps=prompt.info['steps'], tokens=prompt.info['tokens'],
                    loss=prompt.info['loss'], validation=validation, best=prompt.info['validation_loss'], last=validation[-1][1],
                    curve=[[r['step'], round(r['loss'], 4)] for r in curve if 'loss' in r][::max(prompt.info['steps']//1000, 1)])
         if out: shutil.rmtree(out)

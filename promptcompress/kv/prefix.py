@@ -126,7 +126,7 @@ def _add(self, other)->KVPrefix:
                     self.architecture, self.start, self.inv_freq, info)
 KVPrefix.__add__ = _add
 
-# %% ../../nbs/10_kv.prefix.ipynb #67f49e96
+# %% ../../nbs/10_kv.prefix.ipynb #e9f89629
 @dataclass
 class PrefixBatch:
     "Prefixes of several documents as one cache"
@@ -141,6 +141,7 @@ class PrefixBatch:
         return DynamicCache(list(self.layers)) if self.slots else None
     def repeat(self, n:int)->'PrefixBatch':
         "Each row `n` times in a row, as for beams or several samples"
+        if n == 1: return self
         r = lambda t: t.repeat_interleave(n, 0)
         return PrefixBatch([(r(K), r(V)) for K,V in self.layers], r(self.mask), r(self.next_position))
 

@@ -7,16 +7,15 @@ Docs: https://promptcompress.github.io/promptcompress/recipes/healing.html.md"""
 # %% auto #0
 __all__ = ['SHARES', 'LEVELS', 'SETTINGS', 'side', 'split', 'read_sources', 'add_sources', 'compressed', 'quick', 'healed']
 
-# %% ../../nbs/recipes/healing.ipynb #7c6a5423
-import copy, hashlib, json
+# %% ../../nbs/recipes/healing.ipynb #85093984
+import copy, hashlib
 from pathlib import Path
 import torch
-from ..core import InputError, pick_device
+from ..core import InputError
 from ..data import read_texts, text_record
 from ..evaluation.qa import drop_leaking
-from ..lm import LM, load_lm
-from ..soft.prompt import KVPrompt, SoftPrompt, load_prompt
-from ..soft.tune import tune, tune_soft_prompt
+from ..lm import LM
+from ..soft.tune import tuned_once
 from ..weights.packed import to_dense
 from ..weights.recipe import Recipe
 from ..weights.walk import compress_weights
@@ -73,7 +72,7 @@ def quick(lm:LM)->LM:
     "A copy to train with: bf16, where training takes half the time; the prompt itself stays fp32"
     return LM(copy.deepcopy(lm.model).to(torch.bfloat16), lm.tokenizer, lm.name)
 
-# %% ../../nbs/recipes/healing.ipynb #73aa8dd8
+# %% ../../nbs/recipes/healing.ipynb #f0e135b8
 SETTINGS = dict(steps=200, batch=16, length=128, k=100) # of the result notebooks, on a CPU; the library's own defaults otherwise
 
 def healed(small:LM,     # The model to heal
@@ -85,15 +84,4 @@ def healed(small:LM,     # The model to heal
            **settings    # Replace `SETTINGS`; more for `tune_soft_prompt`
           ):             # The `Prompt`, on `small`
     "A prompt for `small`, learnt or taken from the work folder"
-    folder = Path(work)/name
-    if (folder/'config.json').exists():
-        prompt = load_prompt(folder, small)
-        if prompt.home['fingerprint'] != small.fingerprint: raise InputError(f"{folder} holds a prompt for another model ({prompt.home['model']}): choose another work folder")
-        return prompt
-    s = SETTINGS | settings
-    fast = quick(small)
-    learnt = tune_soft_prompt(fast, parts['train'], kind=kind, init=start and type(start)(fast, start), validation=parts['validation'],
-                              out=folder/'run', resume=any((folder/'run').glob('checkpoint-*/trainer_state.json')), disable_tqdm=True, **s)
-    prompt = type(learnt)(small, learnt, info=learnt.info)
-    prompt.save_pretrained(folder)
-    return prompt
+    return tuned_once(Path(work)/name, small, parts['train'], on=quick(small), kind=kind, init=start, validation=parts['validation'], disable_tqdm=True, **SETTINGS | settings)

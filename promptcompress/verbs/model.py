@@ -119,16 +119,17 @@ def _started(args, settings, going_on):
         if new and not any(out.iterdir()): out.rmdir()
         raise
 
-# %% ../../nbs/66_verbs.model.ipynb #2f66e74c
+# %% ../../nbs/66_verbs.model.ipynb #b24c0795
 def _heal(args, lm, teacher, settings, going_on):
     "The learnt prompt, with what Trainer prints on the error stream"
     from promptcompress.soft.tune import tune_soft_prompt
     s = {n: settings[n] for n in ('k','kind','init','distil','checkpointing','seed','preset','steps','batch','length','rate','lr')}
-    more = dict(save_steps=args.save_every) if args.save_every else {}
+    every = args.save_every or max(s['steps']//10, 1)
+    more = dict(save_steps=every, logging_steps=max(n for n in range(1, 11) if every % n == 0))
     if args.device == 'cpu': more['use_cpu'] = True
     with redirect_stdout(sys.stderr):
         prompt = tune_soft_prompt(lm, args.data, teacher=teacher, out=args.out, validation=args.validation or None, resume=going_on, report_to='none',
-                                  logging_steps=min(10, max(s['steps']//20, 1)), **s, **more)
+                                  disable_tqdm=not sys.stderr.isatty(), **s, **more)
     prompt.info |= dict(files=settings['data'], validation_files=settings['validation'])
     return prompt
 
