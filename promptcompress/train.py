@@ -92,11 +92,14 @@ def _read_card(cls, folder, **needs # Name -> type of what the card must hold
     return card, tensors
 SavedLearner.locate, SavedLearner.read_card = _locate, _read_card
 
-# %% ../nbs/20_train.ipynb #266d6ba1
+# %% ../nbs/20_train.ipynb #343a1a06
 class LearnerTrainer(Trainer):
     "transformers' `Trainer` for a `Learner`: checkpoints hold what is trained, not the frozen model"
     def _save(self, output_dir=None, state_dict=None):
-        if self.args.should_save: self.accelerator.unwrap_model(self.model).save_trained(output_dir or self.args.output_dir)
+        learner = self.accelerator.unwrap_model(self.model)
+        if bad := [n for n,p in learner.trained().items() if not torch.isfinite(p).all()]: # never among the checkpoints, where it would push a good one out
+            raise StateError(f"{bad[0]} is not finite at step {self.state.global_step}. Checkpoint kept: {last_checkpoint(self.args.output_dir) or 'none yet'}. Try a lower learning rate or a longer warm-up, or train in float32")
+        if self.args.should_save: learner.save_trained(output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         self.accelerator.unwrap_model(model or self.model).load_trained(resume_from_checkpoint)

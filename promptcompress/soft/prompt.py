@@ -60,7 +60,7 @@ def check_home(have:dict, lm:LM, what='This prompt'):
     same_architecture(have['architecture'], lm.architecture, what)
     if have['tokenizer'] != tokenizer_id(lm): raise InputError(f"{what} was learnt with another tokenizer ({have['tokenizer']}) than {lm.name}'s ({tokenizer_id(lm)}): use the model it was learnt on, or learn one for this model")
 
-# %% ../../nbs/40_soft.prompt.ipynb #6368f6c9
+# %% ../../nbs/40_soft.prompt.ipynb #836189ee
 class Prompt(SavedLearner):
     "Something learnt in front of the frozen `lm`, the same for every input; subclasses implement `batch()`"
     kind = 'prompt'
@@ -68,6 +68,8 @@ class Prompt(SavedLearner):
         super().__init__()
         self.lm, self.checkpointing, self.info = lm, checkpointing, dict(info or {})
         self.teacher, self.distil, self.home = None, 0., home(lm)
+
+    room = property(lambda self: max(len(self), getattr(self, 'next_position', 0))) # positions of the window that it takes
 
     def _apply(self, fn, recurse=True):
         "Moving the prompt moves the frozen models with it"

@@ -7,8 +7,8 @@ Docs: https://promptcompress.github.io/promptcompress/soft.tune.html.md"""
 # %% auto #0
 __all__ = ['PRESETS', 'TextWindows', 'relative_adamw', 'settings', 'KeepBest', 'tune', 'tune_soft_prompt', 'tuned_once']
 
-# %% ../../nbs/41_soft.tune.ipynb #02f57193
-import hashlib, math, random, shutil, tempfile
+# %% ../../nbs/41_soft.tune.ipynb #84a5c171
+import hashlib, math, os, random, shutil, tempfile
 from pathlib import Path
 import numpy as np, torch
 from torch.utils.data import Dataset
@@ -85,7 +85,7 @@ class KeepBest(TrainerCallback):
         self.learner.load_trained(self.folder)
         return {f'validation_{k}': v for k,v in read_json(self.folder/'loss.json').items()}
 
-# %% ../../nbs/41_soft.tune.ipynb #dfca134b
+# %% ../../nbs/41_soft.tune.ipynb #f1d9aba6
 def tune(learner,          # A `Prompt`, or another learner of `input_ids`, `mask` and `labels` with a frozen `lm`
          data,             # Training text: anything `read_texts` takes
          preset='default', # A key of `PRESETS`; its settings can be replaced by name
@@ -100,7 +100,7 @@ def tune(learner,          # A `Prompt`, or another learner of `input_ids`, `mas
     s = settings(preset, steps=steps, batch=batch, length=length, rate=rate, lr=lr, weight_decay=weight_decay, **args)
     rate, steps, batch = s.pop('rate', None), s.pop('steps'), s.pop('batch')
     length = min(s.pop('length'), learner.lm.window - getattr(learner, 'room', 0))
-    grow = s.get('gradient_accumulation_steps', 1)
+    grow = s.get('gradient_accumulation_steps', 1)*int(os.environ.get('WORLD_SIZE', 1)) # batches per step, over all processes
     windows = TextWindows(data, learner.lm, length, n=steps*batch*grow, seed=seed)
     held = TextWindows(validation, learner.lm, length, n=min(64, 16_384//length + 1), seed=seed) if validation is not None else None
     if held is not None: s |= dict(eval_strategy='steps', eval_steps=max(steps//10, 1), per_device_eval_batch_size=batch)

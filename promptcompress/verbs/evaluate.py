@@ -111,19 +111,21 @@ def evaluate(args):
             tmp.write_text(''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in result['rows']), encoding='utf-8')
     give_result(args, row, _summary(row))
 
-# %% ../../nbs/65_verbs.evaluate.ipynb #401e3cf6
+# %% ../../nbs/65_verbs.evaluate.ipynb #655dbef2
 def _perplexity_options(p):
     p.add_argument('--data', nargs='+', required=True, metavar='FILE', help='texts (jsonl, .txt, arXiv metadata, .xz/.gz)')
-    p.add_argument('--prefix', metavar='PREFIX', help='in front of every window: a prefix file, or the folder of a prompt that `promptcompress heal` learnt')
-    p.add_argument('--window', type=positive, help='tokens of a window (as many as fit, 2048 at most); give the same with and without --prefix to compare')
+    p.add_argument('--prefix', metavar='PREFIX', help='in front of every window: a prefix file, or the folder of a prompt that `heal` learnt')
+    p.add_argument('--window', type=positive, 
+                   help='tokens of a window (as many as fit, 2048 at most); give the same with and without --prefix to compare')
     p.add_argument('--stride', type=positive, help="tokens from one window to the next (windows don't overlap)")
     p.add_argument('--limit', type=positive, help='tokens of text to read at most (all)')
-    p.add_argument('--preprocessing', choices=('wikitext2','ptb','c4'), help='join the texts as published evaluators do for this test set (each text by itself)')
-    p.add_argument('--bos', choices=('text','window','tokenizer','none'), help="a BOS in front of each text, of each window, of none, or what the tokenizer puts "
-                   "there (text; with --preprocessing, tokenizer)")
+    p.add_argument('--preprocessing', choices=('wikitext2','ptb','c4'),
+                   help='join the texts as published evaluators do for this test set (each text by itself)')
+    p.add_argument('--bos', choices=('text','window','tokenizer','none'), help="a BOS in front of each text, of each window, of none, "
+                   "or what the tokenizer puts there (text; with --preprocessing, tokenizer)")
     result_options(p)
 
-# %% ../../nbs/65_verbs.evaluate.ipynb #d396ae82
+# %% ../../nbs/65_verbs.evaluate.ipynb #012a0220
 def _front(args, lm):
     "What `--prefix` names, as `lm` reads it; None if it names nothing"
     from promptcompress.core import InputError
@@ -132,13 +134,14 @@ def _front(args, lm):
     if not args.prefix: return None
     path = Path(args.prefix)
     if path.is_dir() and not (path/'config.json').is_file():
-        why = 'its run has not ended: go on with `promptcompress heal ... --resume`' if (path/'run.json').is_file() else 'give the --out of `promptcompress heal`, or a prefix file'
+        ended = not (path/'run.json').is_file()
+        why = 'give the --out of `promptcompress heal`, or a prefix file' if ended else 'its run has not ended: go on with `promptcompress heal ... --resume`'
         raise InputError(f"{path} is a folder without a learnt prompt: {why}")
     p = load_prompt(path, lm).bake(lm) if path.is_dir() else load_prefix(path, lm)
     if 'transferred_from' in p.info: note(f"{path} was made by other weights ({p.info['transferred_from']}) than this model's ({lm.fingerprint})")
     return p
 
-# %% ../../nbs/65_verbs.evaluate.ipynb #8f3ab100
+# %% ../../nbs/65_verbs.evaluate.ipynb #be6532ef
 def _perplexity_row(args, lm, prefix, p):
     "What a result file holds about a perplexity"
     from promptcompress.core import run_info
@@ -151,8 +154,10 @@ def _perplexity_row(args, lm, prefix, p):
 def _perplexity_line(args, row):
     "One line for people"
     ci = ' [{:.3f}, {:.3f}]'.format(*row['ci']) if row['ci'] else ''
-    behind = f", behind {args.prefix} ({row['prefix']['slots']} slots): counted over the text's real tokens only, none of the prefix's" if row['prefix'] else ''
-    return f"perplexity {row['ppl']:.3f}{ci} over {row['tokens']:,} tokens of {row['n']:,} {row['unit']}{'s'*(row['n'] > 1)}, windows of {row['window']}; {row['bits_per_byte']:.3f} bits per byte{behind}"
+    units = f"{row['n']:,} {row['unit']}{'s'*(row['n'] > 1)}"
+    said = f"perplexity {row['ppl']:.3f}{ci} over {row['tokens']:,} tokens of {units}, windows of {row['window']}; {row['bits_per_byte']:.3f} bits per byte"
+    if not row['prefix']: return said
+    return f"{said}, behind {args.prefix} ({row['prefix']['slots']} slots): counted over the text's real tokens only, none of the prefix's"
 
 # %% ../../nbs/65_verbs.evaluate.ipynb #383927ec
 def _seen(prefix, data):

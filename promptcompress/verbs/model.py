@@ -7,13 +7,13 @@ Docs: https://promptcompress.github.io/promptcompress/verbs.model.html.md"""
 # %% auto #0
 __all__ = ['sparsity', 'shrink', 'heal']
 
-# %% ../../nbs/66_verbs.model.ipynb #a5dc819b
-import argparse, os, shlex, sys
+# %% ../../nbs/66_verbs.model.ipynb #dec20b80
+import argparse, json, os, shlex, sys
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from .arguments import chosen_lm, common_options, positive, say
 from .frame import verb
-from .train import _run_folder
+from .train import run_folder
 
 # %% ../../nbs/66_verbs.model.ipynb #8767301c
 def sparsity(s # As typed
@@ -94,15 +94,16 @@ def _heal_settings(args):
     return {n: getattr(args, n) for n in ('kind','k','preset','seed','init','distil','checkpointing')} | \
            {n: s.get(n) for n in ('steps','batch','rate','lr')} | dict(data=named(args.data), validation=named(args.validation))
 
-# %% ../../nbs/66_verbs.model.ipynb #81772ceb
+# %% ../../nbs/66_verbs.model.ipynb #14ae2a79
 def _with_models(settings, args, lm, teacher):
     "`settings`, and what they are on this model"
     from promptcompress.core import InputError
     from promptcompress.soft.tune import PRESETS
     room = lm.window - args.k
     if args.length and 8 <= room < args.length:
-        raise InputError(f"--length {args.length}: with a prompt of {args.k} rows, {room} of the {lm.window} tokens in {lm.name}'s window are left for text")
-    return settings | dict(length=args.length or min(PRESETS[args.preset]['length'], room), model=lm.fingerprint, teacher=teacher and teacher.fingerprint)
+        raise InputError(f"--length {args.length}: behind {args.k} rows, {room} of the {lm.window} tokens in {lm.name}'s window are left for text")
+    length = args.length or min(PRESETS[args.preset]['length'], room)
+    return settings | dict(length=length, model=lm.fingerprint, teacher=teacher and teacher.fingerprint)
 
 # %% ../../nbs/66_verbs.model.ipynb #7916c4ff
 @contextmanager
@@ -133,35 +134,37 @@ def _heal(args, lm, teacher, settings, going_on):
     prompt.info |= dict(files=settings['data'], validation_files=settings['validation'])
     return prompt
 
-# %% ../../nbs/66_verbs.model.ipynb #82c460b2
+# %% ../../nbs/66_verbs.model.ipynb #0f161913
 def _healed(args, lm, prompt):
     "Save a learnt prompt and its prefix; what there is to say"
-    import json
     out = Path(args.out)
     prompt.bake(lm).save(out/'prefix.safetensors')
     prompt.save_pretrained(out)
     first = next(r['loss'] for r in map(json.loads, open(out/'log.jsonl', encoding='utf-8')) if 'loss' in r)
-    row = dict(out=str(args.out), kind=args.kind, k=len(prompt), model=args.model, first_loss=first, **prompt.info, prefix_bytes=(out/'prefix.safetensors').stat().st_size)
-    best = f", {prompt.info['validation_loss']:.3f} on validation text at step {prompt.info['validation_step']}" if 'validation_loss' in prompt.info else ''
-    ask = shlex.join(['promptcompress','evaluate','perplexity','--model',str(args.model),'--prefix',str(out/'prefix.safetensors'),'--data','FILE'])
-    return row, f"{args.out}: {args.kind} prompt of {len(prompt)} rows, {prompt.info['steps']} steps, loss {first:.3f} -> {prompt.info['loss']:.3f}{best}\nwhat it is worth: {ask}"
+    file, info = out/'prefix.safetensors', prompt.info
+    row = dict(out=str(args.out), kind=args.kind, k=len(prompt), model=args.model, first_loss=first, **info, prefix_bytes=file.stat().st_size)
+    best = f", {info['validation_loss']:.3f} on validation text at step {info['validation_step']}" if 'validation_loss' in info else ''
+    ask = shlex.join(['promptcompress','evaluate','perplexity','--model',str(args.model),'--prefix',str(file),'--data','FILE'])
+    return row, f"{args.out}: {args.kind} prompt of {len(prompt)} rows, {info['steps']} steps, loss {first:.3f} -> {info['loss']:.3f}{best}\n" \
+                f"what it is worth: {ask}"
 
-# %% ../../nbs/66_verbs.model.ipynb #794326a9
+# %% ../../nbs/66_verbs.model.ipynb #91785d72
 @verb('heal', 'Learn a prompt that wins back what compressing a model cost.',
       ['--model small --data c4.jsonl.gz --k 100 --out healed', '--model small --data c4.jsonl.gz --k 100 --steps 1000 --out healed --resume',
        '--model small --data c4.jsonl.gz --validation held_out.jsonl --kind kv --out healed-kv',
-       '--model small --data c4.jsonl.gz --teacher ./my-model --distil 0.5 --out taught', '--model small --data c4.jsonl.gz --preset paper --out as-published'], _heal_options)
+       '--model small --data c4.jsonl.gz --teacher ./my-model --distil 0.5 --out taught',
+       '--model small --data c4.jsonl.gz --preset paper --out as-published'], _heal_options)
 def heal(args):
     "Compressed model and text -> learnt prompt, and its KV prefix, in a folder"
     import torch
     from promptcompress.core import seed_everything
     first, settings = int(os.environ.get('RANK', 0)) == 0, _heal_settings(args)
-    if first: _run_folder(args, settings)
+    if first: run_folder(args, settings)
     if args.device is None and 'LOCAL_RANK' in os.environ and torch.cuda.is_available(): args.device = f"cuda:{os.environ['LOCAL_RANK']}"
     seed_everything(args.seed)
     lm, teacher = chosen_lm(args), args.teacher and chosen_lm(argparse.Namespace(**vars(args) | dict(model=args.teacher)))
     settings = _with_models(settings, args, lm, teacher)
     if not first: _heal(args, lm, teacher, settings, args.resume and any(Path(args.out).glob('checkpoint-*'))); return
-    going_on = _run_folder(args, settings)
+    going_on = run_folder(args, settings)
     with _started(args, settings, going_on): prompt = _heal(args, lm, teacher, settings, going_on)
     say(args, *_healed(args, lm, prompt))
