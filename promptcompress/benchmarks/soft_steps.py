@@ -16,10 +16,11 @@ from ..recipes.healing import add_sources, compressed, quick, read_sources
 from ..soft.prompt import SoftPrompt
 from ..soft.tune import tune
 
-# %% ../../nbs/results/soft_steps.ipynb #e2228634
+# %% ../../nbs/results/soft_steps.ipynb #3ad976fe
 RUNS = { # name -> settings of `tune`
     'paper': dict(preset='paper'),
     **{f'default, {n:,} steps': dict(preset='default', steps=n) for n in (125, 250, 500, 1000, 2000)},
+    'default, 5,000 steps, batches of 8': dict(preset='default', steps=5000, batch=8),
     **{f'default, 250 steps, rate {r}': dict(preset='default', steps=250, rate=r) for r in (.05, .1, .5, 1.)},
     **{f'default, 250 steps, k = {k}': dict(preset='default', steps=250, k=k) for k in (25, 50, 75)},
     'paper, 1,000 steps': dict(preset='paper', steps=1000),
