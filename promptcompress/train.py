@@ -114,7 +114,7 @@ def last_checkpoint(out # Output folder of a run
     found = [p for p in Path(out).glob('checkpoint-*') if p.name.split('-')[1].isdigit() and whole(p)]
     return max(found, key=lambda p: int(p.name.split('-')[1]), default=None)
 
-# %% ../nbs/20_train.ipynb #48d1bd2f
+# %% ../nbs/20_train.ipynb #b6e032d4
 class LossCurve(TrainerCallback):
     "Append each logged loss to `log.jsonl` in the output folder"
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -126,6 +126,8 @@ class StopOnNaN(TrainerCallback):
     def __init__(self, worse=1.0, # Nats (or whatever the loss is in) above the first logged loss ...
                  patience=5):     # ... in so many logs in a row
         self.worse, self.patience, self.first, self.above = worse, patience, None, 0
+    def on_step_end(self, args, state, control, **kwargs):
+        if control.should_save: control.should_log = True # nothing is kept whose loss is not known
     def on_log(self, args, state, control, logs=None, **kwargs):
         kept = f"Checkpoint kept: {last_checkpoint(args.output_dir) or 'none yet'}. Try a lower learning rate or a longer warm-up, or train in float32"
         for name in ('loss','grad_norm'):
@@ -134,6 +136,7 @@ class StopOnNaN(TrainerCallback):
         if (loss := (logs or {}).get('loss')) is None: return
         if self.first is None: self.first = loss
         self.above = self.above + 1 if loss > self.first + self.worse else 0
+        if self.above and state.global_step < state.max_steps: control.should_save = False # the last good checkpoint stays the newest
         if self.above >= self.patience: raise StateError(f"The loss rose from {self.first:.3f} to {loss:.3f} by step {state.global_step} and stays there: training diverges. {kept}")
 
 # %% ../nbs/20_train.ipynb #02f7f6a9

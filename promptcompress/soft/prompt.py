@@ -97,7 +97,7 @@ class Prompt(SavedLearner):
 
     def __repr__(self): return f"{type(self).__name__}({len(self)} rows for {self.home['model']}{''.join(f', {k} {v}' for k,v in self.info.items() if k in ('steps','loss'))})"
 
-# %% ../../nbs/40_soft.prompt.ipynb #ae5531d5
+# %% ../../nbs/40_soft.prompt.ipynb #1ba2dfb6
 class SoftPrompt(Prompt):
     "k embeddings in front of the frozen `lm` (Compress, Then Prompt, eq. 1)"
     def __init__(self, lm:LM,
@@ -106,6 +106,8 @@ class SoftPrompt(Prompt):
                  seed=0, info=None):
         super().__init__(lm, checkpointing, info)
         if isinstance(init, SoftPrompt): check_home(init.home, lm, 'The prompt to start from')
+        if not isinstance(init, (int, str, SoftPrompt, torch.Tensor)) or isinstance(init, int) and init < 1:
+            raise InputError(f"A prompt can't start from {init if isinstance(init, int) else type(init).__name__}: give a number of rows (at least 1), a text, a SoftPrompt or a tensor [k, {self.home['width']}]")
         rows = random_rows(lm, init, seed) if isinstance(init, int) else text_rows(lm, init) if isinstance(init, str) else getattr(init, 'embeddings', init).detach()
         if rows.ndim != 2 or rows.shape[1] != self.home['width'] or not len(rows) or not torch.isfinite(rows).all():
             raise InputError(f"A prompt can't start from a tensor of shape {tuple(rows.shape)}: expected finite numbers [k, {self.home['width']}], k at least 1")
@@ -156,17 +158,20 @@ def _prepend(self, input_ids,  # `[batch, tokens]`
     return dict(inputs_embeds=x, attention_mask=seen.long(), position_ids=(seen.long().cumsum(1) - 1).clamp(min=0)), text
 SoftPrompt.prepend = _prepend
 
-# %% ../../nbs/40_soft.prompt.ipynb #80116b46
+# %% ../../nbs/40_soft.prompt.ipynb #fc8a03a6
 @contextmanager
 def recomputed(lm:LM):
     "Within this context, blocks of `lm` keep only their inputs for the backward pass"
     stack = next(m for m in lm.body.modules() if isinstance(m, nn.ModuleList) and len(m) == lm.n_layers)
     def again(forward): return lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    own = [(b, vars(b).get('forward')) for b in stack] # None, or what a hook has put there
     try:
         for b in stack: b.forward = again(b.forward)
         yield
     finally:
-        for b in stack: del b.forward # the class's own again
+        for b,f in own:
+            if f is None: vars(b).pop('forward', None) # the class's own again
+            else: b.forward = f
 
 def _logits(self, input_ids, labels, mask):
     "`label_logits` behind the prompt; with `checkpointing`, in front of a cache-less pass"
@@ -178,7 +183,7 @@ def _logits(self, input_ids, labels, mask):
     return self.lm.head(hidden[at[0], column]).float(), at
 SoftPrompt.logits = _logits
 
-# %% ../../nbs/40_soft.prompt.ipynb #89eb6e7f
+# %% ../../nbs/40_soft.prompt.ipynb #edbef409
 class KVPrompt(Prompt):
     "The k keys and values of every layer, learnt in front of the frozen `lm`"
     kind = 'kv-prompt'
@@ -191,6 +196,7 @@ class KVPrompt(Prompt):
         if isinstance(init, Prompt): check_home(init.home, lm, 'The prompt to start from')
         p = init if isinstance(init, KVPrefix) else init.exact() if isinstance(init, KVPrompt) else (init if isinstance(init, SoftPrompt) else SoftPrompt(lm, init, seed=seed)).bake(lm)
         same_architecture(p.architecture, lm.architecture, 'The prefix to start from')
+        if not (p.keys.isfinite().all() and p.values.isfinite().all()): raise InputError("The prefix to start from has keys or values that are not finite numbers: make it again")
         if not len(p): raise InputError("An empty prefix has nothing to learn: start from one with slots")
         check_length(lm, max(len(p), p.next_position) + 2, f'A prefix of {len(p)} slots, with room for two tokens of text,')
         self.keys, self.values = (nn.ParameterList([layer.detach().to(lm.device, torch.float32, copy=True) for layer in t]) for t in (p.keys, p.values))
@@ -257,7 +263,7 @@ MAKERS['hard'] = lambda prompt=HARD_PROMPT, then='full', k=16, **_: PromptMaker(
 MAKERS['soft'] = lambda **options: _learnt('soft', **options)
 MAKERS['kv'] = lambda **options: _learnt('kv', **options)
 
-# %% ../../nbs/40_soft.prompt.ipynb #cbafda5f
+# %% ../../nbs/40_soft.prompt.ipynb #0737448a
 def _card(self):
     "What a saved prompt says of itself"
     where = {} if isinstance(self, SoftPrompt) else dict(positions=self.positions, next_position=self.next_position)
@@ -271,7 +277,8 @@ def load_prompt(name,   # Folder or Hub id of a saved prompt, of either kind
                 **kwargs)->Prompt:
     "Load a learnt prompt; another width, tokenizer or architecture is refused, other weights are transfer and noted in `info`"
     folder = SoftPrompt.locate(name)
-    kind = next((c for c in (SoftPrompt, KVPrompt) if (read_json(folder/'config.json') or {}).get('kind') == c.kind), SoftPrompt)
+    card = read_json(folder/'config.json')
+    kind = next((c for c in (SoftPrompt, KVPrompt) if isinstance(card, dict) and card.get('kind') == c.kind), SoftPrompt)
     card, t = kind.read_card(folder, k=int, home=dict, info=dict)
     if lacks := [x for x,c in _HOME.items() if not isinstance(card['home'].get(x), c)]: raise InputError(f"{folder} is not a usable {kind.kind}: its config.json does not say on which {', '.join(lacks)} it was learnt")
     check_home(card['home'], lm, f"The prompt '{name}'")

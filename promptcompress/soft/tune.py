@@ -7,8 +7,8 @@ Docs: https://promptcompress.github.io/promptcompress/soft.tune.html.md"""
 # %% auto #0
 __all__ = ['PRESETS', 'TextWindows', 'relative_adamw', 'settings', 'KeepBest', 'tune', 'tune_soft_prompt', 'tuned_once']
 
-# %% ../../nbs/41_soft.tune.ipynb #84a5c171
-import hashlib, math, os, random, shutil, tempfile
+# %% ../../nbs/41_soft.tune.ipynb #02f57193
+import hashlib, math, random, shutil, tempfile
 from pathlib import Path
 import numpy as np, torch
 from torch.utils.data import Dataset
@@ -54,7 +54,7 @@ def relative_adamw(learner:Learner, rate:float,  # Learning rate over the root m
     if zero := [n for n,s in size.items() if s == 0]: raise InputError(f"{zero[0]} is all zeros, so it has no size to be relative to: give lr= instead of rate=")
     return torch.optim.AdamW([dict(params=[p], lr=rate*size[n]) for n,p in learner.trained().items()], weight_decay=weight_decay)
 
-# %% ../../nbs/41_soft.tune.ipynb #9ffc0989
+# %% ../../nbs/41_soft.tune.ipynb #3dc44aa6
 PRESETS = dict( # name -> settings of `tune`
     default=dict(rate=.25, batch=16, length=256, steps=500, lr_scheduler_type='cosine'),
     paper=dict(lr=1e-3, weight_decay=1e-5, batch=4, length=1024, steps=30_000, warmup=0, lr_scheduler_type='linear'))
@@ -63,6 +63,7 @@ def settings(preset, **given)->dict:
     "A preset with some settings replaced"
     if preset not in PRESETS: raise InputError(f"There is no preset '{preset}': choose one of {', '.join(PRESETS)}")
     s = PRESETS[preset] | {k: v for k,v in given.items() if v is not None}
+    if given.get('lr') is not None and given.get('rate') is not None: raise InputError("Both lr= and rate= were given: rate is relative to the size of what is learnt, lr is not; give one of them")
     if given.get('lr') is not None: s.pop('rate', None)
     if given.get('rate') is not None: s.pop('lr', None)
     for name in ('steps','batch','length'):
@@ -70,11 +71,13 @@ def settings(preset, **given)->dict:
     if not 0 < (size := s.get('rate', s.get('lr'))) < math.inf: raise InputError(f"A learning rate of {size} is not usable: give a positive number")
     return s
 
-# %% ../../nbs/41_soft.tune.ipynb #328f4305
+# %% ../../nbs/41_soft.tune.ipynb #db163722
 class KeepBest(TrainerCallback):
     "Keep what has the lowest validation loss, in the folder `best`"
     def __init__(self, learner, out): self.learner, self.folder = learner, Path(out)/'best'
     def best(self): return read_json(self.folder/'loss.json')['loss'] if (self.folder/'loss.json').exists() else math.inf
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero and state.global_step == 0: (self.folder/'loss.json').unlink(missing_ok=True) # of a run that ended before its first checkpoint
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         if state.is_world_process_zero and (metrics or {}).get('eval_loss', math.inf) < self.best():
             self.learner.save_trained(self.folder)
@@ -85,7 +88,7 @@ class KeepBest(TrainerCallback):
         self.learner.load_trained(self.folder)
         return {f'validation_{k}': v for k,v in read_json(self.folder/'loss.json').items()}
 
-# %% ../../nbs/41_soft.tune.ipynb #f1d9aba6
+# %% ../../nbs/41_soft.tune.ipynb #aaf57817
 def tune(learner,          # A `Prompt`, or another learner of `input_ids`, `mask` and `labels` with a frozen `lm`
          data,             # Training text: anything `read_texts` takes
          preset='default', # A key of `PRESETS`; its settings can be replaced by name
@@ -100,15 +103,18 @@ def tune(learner,          # A `Prompt`, or another learner of `input_ids`, `mas
     s = settings(preset, steps=steps, batch=batch, length=length, rate=rate, lr=lr, weight_decay=weight_decay, **args)
     rate, steps, batch = s.pop('rate', None), s.pop('steps'), s.pop('batch')
     length = min(s.pop('length'), learner.lm.window - getattr(learner, 'room', 0))
-    grow = s.get('gradient_accumulation_steps', 1)*int(os.environ.get('WORLD_SIZE', 1)) # batches per step, over all processes
-    windows = TextWindows(data, learner.lm, length, n=steps*batch*grow, seed=seed)
+    windows = TextWindows(data, learner.lm, length, seed=seed)
     held = TextWindows(validation, learner.lm, length, n=min(64, 16_384//length + 1), seed=seed) if validation is not None else None
-    if held is not None: s |= dict(eval_strategy='steps', eval_steps=max(steps//10, 1), per_device_eval_batch_size=batch)
+    if held is not None: s = dict(eval_strategy='steps', eval_steps=max(steps//10, 1), per_device_eval_batch_size=batch) | s
     folder, s = Path(out or tempfile.mkdtemp(prefix='promptcompress-')), dict(logging_steps=max(min(10, steps//10), 1), save_only_model=False, seed=seed) | s
     keep, optimizer = KeepBest(learner, folder), relative_adamw(learner, rate, s.get('weight_decay', 0.)) if rate else None
     arguments = training_args(folder, steps, batch=batch, train_sampling_strategy='sequential', **(dict(lr=1.) if rate else {}) | s)
+    if out is None and arguments.world_size > 1: raise InputError("Several processes need a folder that they share: give out=")
+    whole = batch*arguments.gradient_accumulation_steps*arguments.world_size # windows of a step, all processes
+    windows.n = steps*whole
     curve = fit(learner, windows, arguments, eval_dataset=held, resume=resume, callbacks=[keep], optimizer=optimizer)
-    record = dict(preset=preset, steps=steps, batch=batch*grow, length=length, tokens=steps*batch*grow*length, data=windows.sha256, seed=seed, loss=_last(curve), **keep.restore())
+    arguments.distributed_state.wait_for_everyone() # the first process may still be writing the best
+    record = dict(preset=preset, steps=steps, batch=whole, length=length, tokens=steps*whole*length, data=windows.sha256, seed=seed, loss=_last(curve), **keep.restore())
     learner.info = dict(getattr(learner, 'info', {})) | record
     if out is None: shutil.rmtree(folder, ignore_errors=True)
     return curve
@@ -118,7 +124,7 @@ def _last(curve):
     losses = [r['loss'] for r in curve if 'loss' in r]
     return sum(tail := losses[-max(len(losses)//10, 1):])/len(tail) if losses else None
 
-# %% ../../nbs/41_soft.tune.ipynb #9a086dd7
+# %% ../../nbs/41_soft.tune.ipynb #97ad3170
 def tune_soft_prompt(lm:LM,            # The compressed model, frozen
                      data,             # Training text: anything `read_texts` takes
                      k=100,            # Rows of the prompt
@@ -135,6 +141,7 @@ def tune_soft_prompt(lm:LM,            # The compressed model, frozen
     if type(k) is not int or not 1 <= k <= lm.window - 8: raise InputError(f"k={k} rows leave no room for text in {lm.name}'s window of {lm.window}: give a k from 1 to {lm.window - 8}")
     if distil is not None and (teacher is None or not 0 <= distil <= 1): raise InputError(f"distil={distil}: give a teacher= (the uncompressed model) and a weight from 0 to 1")
     if teacher is not None and (tokenizer_id(teacher) != tokenizer_id(lm)): raise InputError(f"{teacher.name} can't teach {lm.name}: their tokenizers differ")
+    if teacher is not None and teacher.config.vocab_size != lm.config.vocab_size: raise InputError(f"{teacher.name} can't teach {lm.name}: one predicts {teacher.config.vocab_size} tokens, the other {lm.config.vocab_size}")
     start = k if init is None else text_rows(lm, init, k) if isinstance(init, str) else init
     prompt = kinds[kind](lm, start, checkpointing=checkpointing, seed=seed)
     if teacher is not None: prompt.teacher, prompt.distil = teacher, 1. if distil is None else distil
