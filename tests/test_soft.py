@@ -400,6 +400,7 @@ refused = { # what is asked for: (how, what the error says)
     'a prompt of another architecture': (lambda lm: heal(lm, init=SoftPrompt(model('qwen3'), 2)), "'qwen3'"),
     'a prompt of another tokenizer': (lambda lm: heal(lm, init=SoftPrompt(other_words(lm), 2)), 'another tokenizer'),
     'keys of another tokenizer': (lambda lm: heal(lm, kind='kv', init=SoftPrompt(other_words(lm), 2)), 'another tokenizer'),
+    'learnt keys of another tokenizer': (lambda lm: heal(lm, kind='kv', init=KVPrompt(other_words(lm), 2)), 'another tokenizer'),
     'baked for another tokenizer': (lambda lm: SoftPrompt(lm, 2).bake(other_words(lm)), 'another tokenizer'),
     'keys for another tokenizer': (lambda lm: KVPrompt(lm, 2).bake(other_words(lm)), 'another tokenizer'),
     'embeddings for another tokenizer': (lambda lm: to_prompt_embeds(SoftPrompt(lm, 2), 'a', lm=other_words(lm)), 'another tokenizer'),
