@@ -8,13 +8,13 @@ Docs: https://promptcompress.github.io/promptcompress/train.html.md"""
 __all__ = ['Learner', 'SavedLearner', 'LearnerTrainer', 'last_checkpoint', 'LossCurve', 'StopOnNaN', 'Together', 'muon',
            'training_args', 'fit']
 
-# %% ../nbs/20_train.ipynb #eeae6e28
+# %% ../nbs/20_train.ipynb #d8ee912f
 import importlib.util, os
 from pathlib import Path
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
 from torch import nn
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from .core import InputError, StateError, append_result, load_tensors, read_json, save_tensors, write_json
 
 # %% ../nbs/20_train.ipynb #4988a227
@@ -184,7 +184,7 @@ def training_args(out,       # Folder for checkpoints and `log.jsonl`
     return TrainingArguments(output_dir=str(out), max_steps=steps, learning_rate=lr, per_device_train_batch_size=batch,
                              warmup_steps=max(steps//20, 1) if warmup is None else warmup, **{**defaults, **kwargs})
 
-# %% ../nbs/20_train.ipynb #f89ed771
+# %% ../nbs/20_train.ipynb #0f50411e
 def fit(learner:Learner,       # What learns
         dataset,               # Map-style dataset of examples
         args:TrainingArguments,# From `training_args`
@@ -203,7 +203,6 @@ def fit(learner:Learner,       # What learns
     if len(dataset) == 0: raise InputError("The training set is empty")
     trainer = LearnerTrainer(model=learner, args=args, train_dataset=dataset, eval_dataset=eval_dataset,
                              data_collator=collate or learner.collate, callbacks=[LossCurve(), StopOnNaN(), *callbacks], optimizers=(optimizer, None))
-    trainer.remove_callback(PrinterCallback) # the curve is in log.jsonl
     trainer.train(resume_from_checkpoint=str(last) if resume else None)
     learner.eval()
     return [r for r in trainer.state.log_history if 'loss' in r or 'eval_loss' in r]

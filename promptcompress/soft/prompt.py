@@ -236,7 +236,7 @@ def hard_prompt(lm:LM, text=HARD_PROMPT)->KVPrefix:
     "A written prompt, read once"
     return read(lm, [lm.start_ids + lm.encode(text)], 'hard')[0]
 
-# %% ../../nbs/40_soft.prompt.ipynb #37e67386
+# %% ../../nbs/40_soft.prompt.ipynb #1fcae348
 class PromptMaker(Maker):
     "A prompt in front of what another maker makes of the text"
     def __init__(self, name,  # For tables
@@ -248,6 +248,7 @@ class PromptMaker(Maker):
     def front(self, lm):
         "The prompt as `lm` reads it"
         if isinstance(self.prompt, KVPrefix): return self.prompt
+        if self.prompt is None: raise InputError(f"The maker '{self.name}' needs checkpoint=: a learnt prompt, or the folder of one")
         if isinstance(self.prompt, Prompt): return self.prompt.bake(lm)
         return hard_prompt(lm, self.prompt) if self.name == 'hard' else load_prompt(self.prompt, lm).bake(lm)
     def make(self, lm, texts):
@@ -255,10 +256,8 @@ class PromptMaker(Maker):
         if isinstance(self.then, Reader): return [p for t in texts for p in read_behind(lm, [self.then.row(lm, t)], front, self.then.name)]
         return [front + p for p in self.then(lm, texts)]
 
-# %% ../../nbs/40_soft.prompt.ipynb #f90b05f2
-def _learnt(name, checkpoint=None, then='full', k=16, **_):
-    if checkpoint is None: raise InputError(f"The maker '{name}' needs checkpoint=: a learnt prompt, or the folder of one")
-    return PromptMaker(name, checkpoint, then, k)
+# %% ../../nbs/40_soft.prompt.ipynb #1d862445
+def _learnt(name, checkpoint=None, then='full', k=16, **_): return PromptMaker(name, checkpoint, then, k)
 MAKERS['hard'] = lambda prompt=HARD_PROMPT, then='full', k=16, **_: PromptMaker('hard', prompt, then, k)
 MAKERS['soft'] = lambda **options: _learnt('soft', **options)
 MAKERS['kv'] = lambda **options: _learnt('kv', **options)
