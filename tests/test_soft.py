@@ -420,7 +420,7 @@ refused = { # what is asked for: (how, what the error says)
     'to distil too much': (lambda lm: heal(lm, k=2, teacher=lm, distil=1.5), 'from 0 to 1'),
     'a teacher of other words': (lambda lm: heal(lm, k=2, teacher=other_words(lm)), 'tokenizers differ'),
     'a teacher of more words': (lambda lm: heal(lm, k=2, teacher=tiny_lm(vocab_size=264)), "can't teach"),
-    'a maker of nothing': (lambda lm: make_maker('kv'), 'needs checkpoint='),
+    'a maker of nothing': (lambda lm: make_maker('kv')(lm, ['Rain.']), 'needs checkpoint='),
     'a folder of nothing': (lambda lm: load_prompt('./nothing', lm), 'no prompt at')}
 
 @pytest.mark.parametrize('what', refused)
@@ -521,12 +521,22 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(monkeypatch, tm
     fresh = KVPrompt(model('llama'), 4); fresh.load_trained(kept)
     assert all(p.isfinite().all() for p in fresh.parameters())
 
-def test_a_loss_that_diverges_keeps_the_last_good_checkpoint(monkeypatch, tmp_path):
+@pytest.mark.parametrize('logging,seen', [(2, 18), (3, 15)], ids=['logged when saved', 'logged at other steps'])
+def test_a_loss_that_diverges_keeps_the_last_good_checkpoint(monkeypatch, tmp_path, logging, seen):
     "It rises for a moment at step 3, and for good at step 9; it takes five logs to be sure, and none of the checkpoints in between takes the place of a good one"
     learner = Scripted(model('llama'), lambda loss, i: loss + (3. if i >= 9 or i in (3, 4) else 0.))
-    message, kept = stopped(learner, monkeypatch, tmp_path, steps=30, save_steps=2, logging_steps=2, lr=1e-3)
-    assert 'training diverges' in message and 'by step 18' in message and kept.name == 'checkpoint-8' and kept.is_dir()
+    message, kept = stopped(learner, monkeypatch, tmp_path, steps=30, save_steps=2, logging_steps=logging, lr=1e-3)
+    assert 'training diverges' in message and f'by step {seen} ' in message and kept.name == 'checkpoint-8' and kept.is_dir()
     KVPrompt(model('llama'), 4).load_trained(kept)
+
+def test_numbers_that_are_none_are_not_kept(monkeypatch, tmp_path):
+    "The last update spoils them, with the loss before it as it should be"
+    learner = KVPrompt(model('llama'), 4)
+    class Spoiled(KeepBest):
+        def on_step_end(self, args, state, control, **kwargs): learner.keys[1].data[0, 0, 0] *= math.nan if state.global_step == 10 else 1.
+    monkeypatch.setattr(tuning, 'KeepBest', Spoiled)
+    message, kept = stopped(learner, monkeypatch, tmp_path, steps=16, save_steps=2, logging_steps=6)
+    assert 'keys.1 is not finite at step 10' in message and kept.name == 'checkpoint-8' and kept.is_dir()
 
 def test_a_learning_rate_that_is_absurd(monkeypatch, tmp_path):
     "Without a folder, too: the numbers that are kept are numbers"
