@@ -1,4 +1,4 @@
-"""`promptcompress demo | compress | regenerate | ask | train | evaluate | shrink | heal | recipe`: what the library does, from a shell.
+"""`promptcompress demo | compress | regenerate | ask | train | evaluate | report | shrink | heal | recipe`: what the library does, from a shell.
 
 Docs: https://promptcompress.github.io/promptcompress/cli.html.md"""
 
@@ -6,8 +6,8 @@ Docs: https://promptcompress.github.io/promptcompress/cli.html.md"""
 
 # %% auto #0
 __all__ = ['GROUPS', 'VERBS', 'verb', 'group', 'make_parser', 'main', 'compress', 'regenerate', 'ask', 'DEMO', 'demo',
-           'demo_report', 'first_token_seconds', 'train', 'evaluate', 'evaluate_perplexity', 'shrink', 'heal',
-           'recipe_prepare', 'recipe_lm', 'recipe_export']
+           'demo_report', 'first_token_seconds', 'train', 'evaluate', 'evaluate_perplexity', 'evaluate_choices',
+           'evaluate_cost', 'report_results', 'shrink', 'heal', 'recipe_prepare', 'recipe_lm', 'recipe_export']
 
 # %% ../nbs/69_cli.ipynb #cea08da0
 import sys
@@ -15,13 +15,14 @@ from .verbs.frame import GROUPS, VERBS, group, main, make_parser, verb
 from .verbs.prompt import ask, compress, regenerate
 from .verbs.demo import DEMO, demo, demo_report, first_token_seconds
 from .verbs.train import train
-from .verbs.evaluate import evaluate, evaluate_perplexity
+from .verbs.evaluate import evaluate
+from .verbs.measure import evaluate_choices, evaluate_cost, evaluate_perplexity, report_results
 from .verbs.model import heal, shrink
 from .verbs.recipe import recipe_export, recipe_lm, recipe_prepare
 
 # %% ../nbs/69_cli.ipynb #a5c87717
 _all_ = ['GROUPS', 'VERBS', 'verb', 'group', 'make_parser', 'main', 'compress', 'regenerate', 'ask', 'DEMO', 'demo', 'demo_report', 'first_token_seconds',
-         'train', 'evaluate', 'evaluate_perplexity', 'shrink', 'heal', 'recipe_prepare', 'recipe_lm', 'recipe_export']
+         'train', 'evaluate', 'evaluate_perplexity', 'evaluate_choices', 'evaluate_cost', 'report_results', 'shrink', 'heal', 'recipe_prepare', 'recipe_lm', 'recipe_export']
 
 # %% ../nbs/69_cli.ipynb #273467c0
 if __name__ == '__main__' and globals().get('__spec__'): sys.exit(main())

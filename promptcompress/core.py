@@ -168,7 +168,7 @@ def progress(items,       # Any iterable
     quiet = bool(os.environ.get('IN_TEST')) or not (sys.stderr.isatty() or 'ipykernel' in sys.modules)
     return tqdm(items, desc=desc, total=total, disable=quiet, leave=False)
 
-# %% ../nbs/00_core.ipynb #dbcc994c
+# %% ../nbs/00_core.ipynb #dfccd59f
 def _commit()->str:
     "Commit of the checkout this package runs from, with a `+` if the tree is changed"
     here = Path(globals().get('__file__', 'core.py')) # in the notebook itself: the working folder
@@ -195,8 +195,8 @@ def run_info(seed=None,   # Seed of the run, if it has one
                 time=datetime.now(timezone.utc).isoformat(timespec='seconds'))
 
 def append_result(path, # A `.jsonl` file, made if missing
-                  row:dict, # One measurement, JSON-able
+                  *rows, # Measurements, JSON-able
                  ):
-    "Add `row` as one line to a result file"
+    "Add a line per row to a result file, all at once"
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, 'a', encoding='utf-8') as f: f.write(json.dumps(row, ensure_ascii=False) + '\n')
+    with open(path, 'a', encoding='utf-8') as f: f.write(''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in rows))

@@ -1,4 +1,4 @@
-"""One schema for text and one for questions, whatever the file; batches of similar length, calibration sequences, and a check that nothing of the test set was in the training set.
+"""One schema for text and one for questions, whatever the file; batches of similar length, and calibration sequences.
 
 Docs: https://promptcompress.github.io/promptcompress/data.html.md"""
 
@@ -6,22 +6,22 @@ Docs: https://promptcompress.github.io/promptcompress/data.html.md"""
 
 # %% auto #0
 __all__ = ['Text', 'QA', 'iso_date', 'record_date', 'file_lines', 'existing_file', 'parse_json', 'json_records', 'source_items',
-           'nonempty', 'first_n', 'text_record', 'file_texts', 'read_texts', 'load_texts_from_hub', 'qa_records',
-           'read_qa', 'cut', 'length_batches', 'calibration_batches', 'ngram_hashes', 'worst_day', 'leakage',
-           'check_leakage']
+           'nonempty', 'first_n', 'encodable', 'text_record', 'file_texts', 'read_texts', 'record_field',
+           'hotpot_context', 'race_questions', 'qa_records', 'read_qa', 'check_qa', 'cut', 'length_batches',
+           'calibration_batches']
 
-# %% ../nbs/02_data.ipynb #4c5c3194
+# %% ../nbs/02_data.ipynb #a16f3a6d
 import gzip, json, lzma, random, re, zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from email.utils import parsedate_to_datetime
 from itertools import chain, islice
 from pathlib import Path
-import numpy as np, torch
-from .core import InputError, need, progress
+import torch
+from .core import InputError
 
-# %% ../nbs/02_data.ipynb #014f5d97
+# %% ../nbs/02_data.ipynb #18679391
 @dataclass(frozen=True)
 class Text:
     "One document"
@@ -38,6 +38,7 @@ class QA:
     question:str            # The question alone, without a prompt around it
     answers:tuple[str,...]  # At least one; duplicates removed, the first is the main one
     date:str|None=None      # ISO date of the context, if known
+    extractive:bool=field(default=True, repr=False) # False: written freely ('yes', an option of RACE), it need not stand in the context
 
 # %% ../nbs/02_data.ipynb #7301b240
 def iso_date(value # A string, a number (year), a `date`, a `datetime` or None
@@ -107,10 +108,10 @@ def json_records(path # JSON lines, or one JSON document (a list counts as its i
         if not isinstance(rec, Mapping): raise InputError(f"{path}, line {i}: expected a JSON object, got {type(rec).__name__}")
         yield f'{path}, line {i}', rec
 
-# %% ../nbs/02_data.ipynb #ad17c538
+# %% ../nbs/02_data.ipynb #e2ed97cf
 def _path_like(s)->bool:
     "Is this string from a list meant as a path?"
-    if not re.search(r'\.(jsonl?|txt|md)(\.(xz|gz))?$|\.(xz|gz)$', s[-20:]) or '\n' in s: return False
+    if not re.search(r'\.(jsonl?|csv|txt|md)(\.(xz|gz))?$|\.(xz|gz)$', s[-20:]) or '\n' in s: return False
     return ' ' not in s or (len(s) < 1000 and Path(s).is_file())
 
 def source_items(source,    # A path, a list of paths, a `datasets` dataset, or an iterable of strings, dicts or records
@@ -139,8 +140,10 @@ def first_n(items, # An iterable
     if limit is not None and limit < 0: raise InputError(f"limit is {limit}: give a number >= 0, or None for no limit")
     return islice(items, limit)
 
-# %% ../nbs/02_data.ipynb #e3078ceb
-def _clean(s): return s if s.isascii() else re.sub(r'[\ud800-\udfff]', '\ufffd', s)
+# %% ../nbs/02_data.ipynb #22a07b30
+def encodable(s:str)->str:
+    "`s` with U+FFFD for every lone surrogate"
+    return s if s.isascii() else re.sub(r'[\ud800-\udfff]', '\ufffd', s)
 
 def text_record(rec,       # A `Text`, `QA`, string or dict
                 where,     # Where it stood, for messages
@@ -150,7 +153,7 @@ def text_record(rec,       # A `Text`, `QA`, string or dict
     "Make a `Text` of one record"
     if isinstance(rec, Text): return rec
     if isinstance(rec, QA): return Text(rec.id, rec.context, rec.date)
-    if isinstance(rec, str): return Text(id, _clean(rec))
+    if isinstance(rec, str): return Text(id, encodable(rec))
     if not isinstance(rec, Mapping): raise InputError(f"{where}: expected a text or a dict, got {type(rec).__name__}")
     name = field or ('text' if 'text' in rec else 'abstract')
     if not isinstance(rec.get(name), str):
@@ -158,10 +161,10 @@ def text_record(rec,       # A `Text`, `QA`, string or dict
         raise InputError(f"{where}: no {need_} that holds a string; its fields are {list(rec)[:12]}")
     one_line = (lambda s: ' '.join(s.split())) if name=='abstract' else (lambda s: s)
     title = rec.get('title')
-    return Text(_clean(str(rec['id'])) if rec.get('id') is not None else id, _clean(one_line(rec[name])), record_date(rec),
-                ' '.join(_clean(title).split()) if isinstance(title, str) else None)
+    return Text(encodable(str(rec['id'])) if rec.get('id') is not None else id, encodable(one_line(rec[name])), record_date(rec),
+                ' '.join(encodable(title).split()) if isinstance(title, str) else None)
 
-# %% ../nbs/02_data.ipynb #6ca23604
+# %% ../nbs/02_data.ipynb #b263ea95
 def _is_json(path)->bool:
     name = re.sub(r'\.(xz|gz)$', '', path.name.lower())
     if name.endswith(('.json','.jsonl')): return True
@@ -180,7 +183,7 @@ def file_texts(path:Path,      # A file that is there
     recs = json_records(path)
     first = next(recs, None)
     if first is None: return
-    if field is None and not {'text','abstract'} & set(first[1]) and {'header','data','qas','context'} & set(first[1]):
+    if field is None and not {'text','abstract'} & set(first[1]) and {'header','data','qas','context','article','paragraphs'} & set(first[1]):
         seen = None
         for qa in read_qa(path):
             if qa.context != seen: yield text_record(qa, '', '')
@@ -202,23 +205,7 @@ def read_texts(source,     # A path, a list of paths, a dataset, or an iterable 
     items = source_items(source)
     return first_n(nonempty((t for t in texts() if t.text.strip()), "the source holds no text: give at least one document"), limit)
 
-# %% ../nbs/02_data.ipynb #dc4c4718
-def load_texts_from_hub(name,           # Hub id such as 'ccdv/arxiv-summarization', or a builder such as 'json'
-                        config=None,    # Configuration of the dataset, such as 'wikitext-2-raw-v1'
-                        split='train',  # Split to read
-                        streaming=True, # Read over the network as needed instead of downloading all first
-                        limit=None,     # Stop after this many texts
-                        field=None,     # Column with the text; None: `text`, else `abstract`
-                        **kw            # More for `datasets.load_dataset`, such as `data_files`
-                       )->Iterable[Text]:
-    "Stream documents from a dataset of the Hub"
-    datasets = need('datasets')
-    try: ds = datasets.load_dataset(name, config, split=split, streaming=streaming, **kw)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as e:
-        raise InputError(f"dataset '{name}' (config {config}, split {split}) can't be loaded: {e}. Check the names and the network") from e
-    return read_texts(ds, limit, field=field)
-
-# %% ../nbs/02_data.ipynb #4d636ab1
+# %% ../nbs/02_data.ipynb #f07682e4
 def _answers(value, where)->tuple:
     "Distinct non-blank answers, in order"
     if isinstance(value, Mapping) and 'text' in value: value = value['text']
@@ -226,58 +213,137 @@ def _answers(value, where)->tuple:
     if not isinstance(value, (list, tuple)): raise InputError(f"{where}: 'answer(s)' is a {type(value).__name__}, expected a string or a list")
     out = [v.get('text') if isinstance(v, Mapping) else v for v in value]
     if not all(isinstance(v, str) for v in out): raise InputError(f"{where}: 'answers' holds something that is not a string")
-    return tuple(dict.fromkeys(_clean(v).strip() for v in out if v.strip()))
+    return tuple(dict.fromkeys(encodable(v).strip() for v in out if v.strip()))
 
-def _take(rec, name, kind, where):
-    "`rec[name]`, which must be a `kind`"
+def record_field(rec,   # What should be a JSON object
+                 name,  # Field it must have
+                 kind,  # Class its value must be of, or a tuple of classes
+                 where, # Where it stood, for messages
+                ):
+    "`rec[name]`, checked"
     if not isinstance(rec, Mapping): raise InputError(f"{where}: expected a JSON object, got {type(rec).__name__}")
     if name not in rec: raise InputError(f"{where}: no field '{name}'; its fields are {list(rec)[:12]}")
-    if not isinstance(rec[name], kind): raise InputError(f"{where}: field '{name}' is a {type(rec[name]).__name__}, expected a {kind.__name__}")
-    return rec[name]
+    if isinstance(rec[name], kind): return rec[name]
+    wanted = ' or '.join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+    raise InputError(f"{where}: field '{name}' is a {type(rec[name]).__name__}, expected a {wanted}")
 
-# %% ../nbs/02_data.ipynb #34b997dd
-def qa_records(rec,   # A `QA`, or a dict in any of the three layouts
+# %% ../nbs/02_data.ipynb #3586dc08
+def hotpot_context(rec,               # A record of HotpotQA: `context` or `paragraphs`, and `supporting_facts` or `gold_titles`
+                   where,             # Where it stood, for messages
+                   distractors=False, # Keep the paragraphs without supporting facts too
+                  )->str:
+    "The paragraphs of a question, each under its title, with a blank line between"
+    pars, facts = rec.get('context', rec.get('paragraphs')), rec.get('gold_titles', rec.get('supporting_facts'))
+    if isinstance(facts, Mapping): facts = facts.get('title')
+    if isinstance(pars, Mapping): # the Hub's columns
+        pars = [*zip(record_field(pars, 'title', list, where), record_field(pars, 'sentences', list, where))]
+    if not isinstance(pars, list) or not all(isinstance(p, (list, tuple)) and len(p)==2 and isinstance(p[0], str) for p in pars):
+        raise InputError(f"{where}: the paragraphs of HotpotQA must be a list of (title, sentences)")
+    pars = [(t, [s] if isinstance(s, str) else s) for t,s in pars]
+    if not all(isinstance(s, (list, tuple)) and all(isinstance(o, str) for o in s) for _,s in pars):
+        raise InputError(f"{where}: the sentences of a paragraph must be strings")
+    gold = [f[0] if isinstance(f, (list, tuple)) and f else f for f in facts] if isinstance(facts, (list, tuple)) else []
+    chosen = [p for p in pars if distractors or p[0] in gold] or pars # a test split does not say which are needed
+    return '\n\n'.join('\n'.join([t, ' '.join(o.strip() for o in s)]) for t,s in chosen)
+
+# %% ../nbs/02_data.ipynb #445da9aa
+def race_questions(rec,   # A record of RACE: `article`, and `questions`, `options`, `answers` (its authors) or the same in the singular (the Hub)
+                   where, # Where it stood, for messages
+                   id,    # Of the record, if it has none
+                  ):      # Yields records in the plain layout
+    "The questions on one article, each with the text of its right option"
+    article, many = record_field(rec, 'article', str, where), 'questions' in rec
+    if many: cols = [record_field(rec, k, list, where) for k in ('questions','options','answers')]
+    else: cols = [[rec.get(k)] for k in ('question','options','answer')]
+    if len({len(c) for c in cols}) > 1:
+        raise InputError(f"{where}: {len(cols[0])} questions, {len(cols[1])} options and {len(cols[2])} answers: as many of each are needed")
+    name = next((rec[k] for k in ('id','example_id') if rec.get(k) is not None), None)
+    for i,(question,options,letter) in enumerate(zip(*cols)):
+        at = f'{where}, question {i}' if many else where
+        if not isinstance(question, str): raise InputError(f"{at}: the question is a {type(question).__name__}, expected a string")
+        if not isinstance(options, (list, tuple)) or not options: raise InputError(f"{at}: 'options' must be a list of strings")
+        letters = list('ABCDEFGH'[:len(options)])
+        if letter not in letters:
+            raise InputError(f"{at}: answer {str(letter)[:20]!r} is out of range, with {len(options)} options it must be one of {letters}")
+        part = i if many else rec.get('question_id', id) # on the Hub the questions on an article share its id
+        yield dict(id=f'{name}:{part}' if name is not None else f'{id}.{i}' if many else id, context=article, question=question,
+                   answers=[options[letters.index(letter)]], date=rec.get('date'), extractive=False)
+
+# %% ../nbs/02_data.ipynb #e88e7ed0
+def qa_records(rec,   # A `QA`, or a dict in any of the layouts
                where, # Where it stood, for messages
                id,    # Id if it has none
+               distractors=False, # As in `hotpot_context`
               ):      # Yields `QA`
     "The answerable questions in one record"
     if isinstance(rec, QA): yield rec; return
     if not isinstance(rec, Mapping): raise InputError(f"{where}: expected a dict with context, question and answer(s), got {type(rec).__name__}")
     if 'data' in rec: # SQuAD
-        for i,article in enumerate(_take(rec, 'data', list, where)):
-            for j,par in enumerate(_take(article, 'paragraphs', list, f'{where}, article {i}')):
+        for i,article in enumerate(record_field(rec, 'data', list, where)):
+            for j,par in enumerate(record_field(article, 'paragraphs', list, f'{where}, article {i}')):
                 at = f'{where}, article {i}, paragraph {j}'
-                _take(par, 'qas', list, at)
+                record_field(par, 'qas', list, at)
                 yield from qa_records(par, at, f'{id}.{i}.{j}')
     elif 'qas' in rec: # a context of SQuAD or MRQA
-        shared = dict(context=_take(rec, 'context', str, where), date=rec.get('date'))
-        for i,q in enumerate(_take(rec, 'qas', list, where)):
-            _take(q, 'question', str, f'{where}, question {i}')
-            yield from qa_records({**{k: v for k,v in q.items() if k not in ('data','qas')}, **shared}, f'{where}, question {i}', f'{id}.{i}')
+        shared = dict(context=record_field(rec, 'context', str, where), date=rec.get('date'))
+        for i,q in enumerate(record_field(rec, 'qas', list, where)):
+            record_field(q, 'question', str, f'{where}, question {i}')
+            one = {k: v for k,v in q.items() if k not in ('data','qas','article','paragraphs')} | shared
+            yield from qa_records(one, f'{where}, question {i}', f'{id}.{i}')
+    elif 'article' in rec: # RACE
+        for q in race_questions(rec, where, id): yield from qa_records(q, where, id)
     elif 'question' in rec:
-        context, question = _take(rec, 'context', str, where), _take(rec, 'question', str, where)
+        hotpot = 'paragraphs' in rec or isinstance(rec.get('context'), (list, Mapping))
+        if hotpot: rec = {**rec, 'context': hotpot_context(rec, where, distractors)}
+        context, question = record_field(rec, 'context', str, where), record_field(rec, 'question', str, where)
         name = 'answers' if 'answers' in rec else 'answer'
-        answers = () if rec.get('is_impossible') is True else _answers(_take(rec, name, object, where), where)
-        key = next((rec[k] for k in ('id','qid') if rec.get(k) is not None), id)
+        answers = () if rec.get('is_impossible') is True else _answers(record_field(rec, name, object, where), where)
+        key = next((rec[k] for k in ('id','qid','_id') if rec.get(k) is not None), id)
+        free = rec.get('extractive') is False or (hotpot and answers[:1] in [('yes',), ('no',)])
         if answers and context.strip() and question.strip():
-            yield QA(_clean(str(key)), _clean(context), _clean(question).strip(), answers, record_date(rec))
+            yield QA(encodable(str(key)), encodable(context), encodable(question).strip(), answers, record_date(rec), not free)
     elif 'header' not in rec: # MRQA's first line
         raise InputError(f"{where}: unknown QA layout with the fields {list(rec)[:12]}; "
-                         f"expected SQuAD's `data`, MRQA's `qas`, or context, question and answer(s)")
+                         f"expected SQuAD's `data`, MRQA's `qas`, RACE's `article`, or context, question and answer(s)")
 
-# %% ../nbs/02_data.ipynb #6157eae8
-def read_qa(source,     # A path, a list of paths, a dataset, or an iterable of dicts or `QA`
-            limit=None, # Stop after this many questions
-           )->Iterable[QA]: # A stream
-    "Stream questions from SQuAD, MRQA or plain JSON lines, recognised by content; unanswerable ones are skipped"
+# %% ../nbs/02_data.ipynb #0e2dd161
+def read_qa(source,            # A path, a list of paths, a dataset, or an iterable of dicts or `QA`
+            limit=None,        # Stop after this many questions
+            distractors=False, # HotpotQA: keep the paragraphs without supporting facts too
+           )->Iterable[QA]:    # A stream
+    "Stream questions from SQuAD, MRQA, HotpotQA, RACE or plain JSON lines, recognised by content; unanswerable ones are skipped"
     def qas():
+        names = set()
         for i,o in enumerate(items):
-            if not isinstance(o, Path): yield from qa_records(o, f'item {i}', str(i))
+            if not isinstance(o, Path): yield from qa_records(o, f'item {i}', str(i), distractors)
             else:
-                found = (qa for j,(where,rec) in enumerate(json_records(o)) for qa in qa_records(rec, where, f'{o.name}:{j}'))
+                name = f'{o.name}.{i}' if o.name in names else o.name # files of the same name in two folders
+                names.add(o.name)
+                found = (qa for j,(where,rec) in enumerate(json_records(o)) for qa in qa_records(rec, where, f'{name}:{j}', distractors))
                 yield from nonempty(found, f"{o} holds no answerable question")
     items = source_items(source)
-    return first_n(nonempty(qas(), "the source holds no answerable question"), limit)
+    return first_n(nonempty(qas(), "the source holds no answerable question: it is empty, or nothing was left of it after filtering"), limit)
+
+# %% ../nbs/02_data.ipynb #867f2339
+def check_qa(source,          # Anything `read_qa` takes
+             extractive=True, # Insist that answers occur in their contexts; False: only report
+             absent=.5,       # Share of extractive questions whose answers may be absent
+            )->dict: # questions, contexts, extractive, absent (ids), share (of absent ones)
+    "Insist on what a test set of questions needs: at least one, different ids, answers that occur in their contexts"
+    def plain(s): return ' '.join(s.lower().split())
+    ids, contexts, lost, n, last, text = set(), set(), [], 0, None, ''
+    for qa in read_qa(source):
+        if qa.id in ids: raise InputError(f"two questions have the id '{qa.id}': ids must differ, predictions are saved under them")
+        ids.add(qa.id); contexts.add(hash(qa.context))
+        if not qa.extractive: continue
+        n += 1
+        if qa.context is not last: last, text = qa.context, plain(qa.context)
+        if not any(plain(a) in text for a in qa.answers): lost.append((qa.id, qa.answers[0]))
+    if extractive and len(lost) > absent*n:
+        raise InputError(f"the answers of {len(lost)} of {n} questions do not occur in their contexts, "
+                         f"such as '{lost[0][1][:60]}' of question '{lost[0][0]}': they do not belong together. "
+                         "If the answers were written freely, say extractive=False")
+    return dict(questions=len(ids), contexts=len(contexts), extractive=n, absent=[i for i,_ in lost], share=len(lost)/n if n else 0.)
 
 # %% ../nbs/02_data.ipynb #9ac01abf
 def cut(text,      # Any string
@@ -336,81 +402,3 @@ def calibration_batches(source,      # Anything `read_texts` takes
                          f"give more text or a smaller n or length")
     pick = torch.randperm(have, generator=torch.Generator().manual_seed(seed))[:n]
     return torch.tensor(ids[:have*length]).view(have, length)[pick]
-
-# %% ../nbs/02_data.ipynb #b1e4d423
-def ngram_hashes(text,  # A document
-                 n=13,  # Words in a sequence
-                )->tuple: # (words of the text, uint64 hash of the sequence that starts at each position)
-    "Hashes of all sequences of `n` lower-cased alphanumeric words; a shorter text is one sequence"
-    words = re.findall(r'[^\W_]+', text.lower())
-    h = np.fromiter(map(hash, words), np.int64, len(words)).view(np.uint64)
-    if 0 < len(h) < n: h = np.pad(h, (0, n-len(h)))
-    if not len(h): return words, h
-    p = np.array([pow(0x9E3779B97F4A7C15, j+1, 2**64) for j in range(n)], np.uint64)
-    return words, np.lib.stride_tricks.sliding_window_view(h, n) @ p
-
-# %% ../nbs/02_data.ipynb #bbf5289d
-def worst_day(day,  # ISO date of any precision, or None
-              fill, # '-12-31' for the end of the year or month, '-01-01' for its start
-             )->str|None:
-    "`day` as a full date, what it leaves open taken from `fill`"
-    day = iso_date(day)
-    return day and day + fill[len(day)-4:]
-
-def _test_side(test, n):
-    "Sorted hashes with the test text each belongs to, ids, earliest (date, id), ids without a date"
-    ids, dates, undated, hashes, owner = [], [], [], [], []
-    for i,t in enumerate(read_texts(test)):
-        h = np.unique(ngram_hashes(t.text, n)[1])
-        ids.append(t.id); hashes.append(h); owner.append(np.full(len(h), i, np.int32))
-        if day := worst_day(t.date, '-01-01'): dates.append((day, t.id))
-        else: undated.append(t.id)
-    h, owner = np.concatenate(hashes), np.concatenate(owner)
-    order = np.argsort(h, kind='stable')
-    return h[order], owner[order], ids, min(dates, default=None), undated
-
-# %% ../nbs/02_data.ipynb #c2ce7cfe
-def leakage(train, # Training texts: anything `read_texts` takes, `QA` too
-            test,  # Test texts, the side that is kept in memory
-            n=13,  # Words in a shared sequence
-           )->dict:
-    "Compare the dates and the word sequences of two collections"
-    h, owner, ids, earliest, undated = _test_side(test, n)
-    r = dict(n=n, train_texts=0, test_texts=len(ids), train_latest=None, test_earliest=earliest, train_undated=[], test_undated=undated,
-             train_not_older=[], train_sharing=[], test_sharing=[], shared_ngrams=0, examples=[])
-    shared, sharing = set(), set()
-    for t in progress(read_texts(train), 'leakage'):
-        r['train_texts'] += 1
-        if not (day := worst_day(t.date, '-12-31')): r['train_undated'].append(t.id)
-        else:
-            r['train_latest'] = max(r['train_latest'] or (day, t.id), (day, t.id))
-            if earliest and day >= earliest[0]: r['train_not_older'].append(t.id)
-        words, g = ngram_hashes(t.text, n)
-        first = np.searchsorted(h, g)
-        hit = np.flatnonzero(h[np.minimum(first, len(h)-1)] == g) if len(h) else []
-        if not len(hit): continue
-        r['train_sharing'].append(t.id); shared.update(g[hit].tolist())
-        for k in hit: sharing.update(owner[first[k]:np.searchsorted(h, g[k], 'right')].tolist())
-        k = hit[0]
-        if len(r['examples']) < 5: r['examples'].append(dict(train=t.id, test=ids[owner[first[k]]], words=' '.join(words[k:k+n])))
-    return {**r, 'shared_ngrams': len(shared), 'test_sharing': [ids[i] for i in sorted(sharing)]}
-
-# %% ../nbs/02_data.ipynb #7f2dbe09
-def check_leakage(train,               # Training texts: anything `read_texts` takes, `QA` too
-                  test,                # Test texts
-                  n=13,                # Words in a shared sequence
-                  allow_undated=False, # Accept texts without a date, for which only the overlap is checked
-                 )->dict: # The report of `leakage`
-    "Insist that every test text is later than every training text and shares no sequence of `n` words with any"
-    r, faults = leakage(train, test, n), []
-    def some(key): return ', '.join(r[key][:5]) + (f' and {len(r[key])-5} more' if len(r[key]) > 5 else '')
-    if r['train_not_older']:
-        faults.append(f"training texts not older than the earliest test text ({' '.join(r['test_earliest'])}): {some('train_not_older')}")
-    if r['shared_ngrams']:
-        faults.append(f"{r['shared_ngrams']} shared sequences of {n} words; in the training texts {some('train_sharing')}; "
-                      f"in the test texts {some('test_sharing')}; for example '{r['examples'][0]['words']}'")
-    for side in ('train','test'):
-        if r[f'{side}_undated'] and not allow_undated:
-            faults.append(f"{side} texts without a date (allow_undated=True accepts them): {some(f'{side}_undated')}")
-    if faults: raise InputError('the test set leaks: ' + '; '.join(faults) + '. Drop these texts from one side')
-    return r

@@ -4,7 +4,7 @@ Importing torch and transformers takes seconds and would be most of the time of 
 once, into a server process that forks a child for every command (multiprocessing's `forkserver`); each command still has
 a process, streams and an exit code of its own. A few run from a cold start, to see that nothing else is printed there.
 """
-import json, multiprocessing, os, re, shutil, signal, subprocess, sys, time
+import json, multiprocessing, os, random, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
 from types import ModuleType
 from unittest.mock import patch
@@ -74,7 +74,13 @@ def folder(tmp_path_factory):
     four = [dict(id=str(i), text=f'{TEXT} The Analytical Engine wanted {1000+i} cards.', date='2025-01-01') for i in range(4)]
     (d/'texts.jsonl').write_text('\n'.join(map(json.dumps, four)))
     (d/'qa.jsonl').write_text(json.dumps(dict(context=TEXT, question='Who wrote it?', answers=['Ada'])))
-    (d/'busy').mkdir(); (d/'busy'/'thesis.tex').write_text('years of work')
+    asked = [dict(id=str(i), context=t['text'], question=f'What about card {i}?', answers=['Ada' if i % 2 else 'cards']) for i,t in enumerate(four*6)]
+    (d/'asked.jsonl').write_text('\n'.join(map(json.dumps, asked)))
+    (d/'twice.jsonl').write_text('\n'.join(map(json.dumps, [asked[0]]*2)))
+    (d/'mixed.jsonl').write_text('\n'.join(json.dumps(q | dict(answers=['Charles'])) for q in asked))
+    choices = [dict(goal=f'Write program {i}.', sol1='Ask Ada.', sol2='Ask the engine.', label=i % 2) for i in range(3)]
+    (d/'piqa.jsonl').write_text('\n'.join(map(json.dumps, choices))); (d/'label.jsonl').write_text(json.dumps(choices[0] | dict(label=2)))
+    (d/'busy').mkdir(); (d/'busy'/'thesis.tex').write_text('years of work'); (d/'busy'/'thesis.jsonl').write_text('years\nof work')
     return d
 
 @pytest.fixture(scope='module')
@@ -116,9 +122,20 @@ BAD = { # what is wrong: (command line, what the message says)
     'none long enough': ('evaluate regenerate --data texts.jsonl --maker full --length 200 --model tiny --json new.json',
                          'None of the 4 texts has 200 tokens'),
     'all leak': ('evaluate regenerate --data texts.jsonl --maker full --length 32 --check-leakage texts.jsonl --model tiny --json new.json',
-                 'All 4 test items leak'),
+                 'texts: all 4 items leak'),
     'unknown maker': ('evaluate qa --data qa.jsonl --maker magic --model tiny --json new.json', "invalid choice: 'magic'"),
-    'option of another task': ('evaluate regenerate --data texts.jsonl --maker full --cloze --model tiny', 'unrecognized arguments: --cloze'),
+    'option of another task': ('evaluate regenerate --data texts.jsonl --maker full --cloze texts.jsonl --model tiny', 'unrecognized arguments: --cloze'),
+    'several in one .json': ('evaluate qa --data qa.jsonl --maker full none --model tiny --json new.json', 'give a name that ends in .jsonl'),
+    'whose compressor': ('evaluate qa --data qa.jsonl --maker 500x icae --compressor kv --model tiny --json new.jsonl', 'which of 500x, icae is it for?'),
+    'instruct without its adapter': ('evaluate qa --data qa.jsonl --maker instruct --model tiny --json new.jsonl', 'instruct=DIR'),
+    'no questions and no texts': ('evaluate qa --maker full --model tiny --json new.json', 'Nothing to evaluate on: give --data, or --cloze'),
+    'answers not in contexts': ('evaluate qa --data mixed.jsonl --maker full --model tiny --json new.json', "the answers of 24 of 24 questions do not occur in their contexts"),
+    'ids twice': ('evaluate qa --data twice.jsonl --maker full --model tiny --json new.json', "two questions have the id '0'"),
+    'result file of other lines': ('evaluate qa --data qa.jsonl --maker full --model tiny --json busy/thesis.jsonl', 'line 1 of 2 is not JSON'),
+    'label out of range': ('evaluate choice --data label.jsonl --model tiny --json new.json', 'label'),
+    'no choices': ('evaluate choice --data qa.jsonl --model tiny --json new.json', 'qa.jsonl'),
+    'no such size': ('evaluate cost --random big --json new.json', "'big' is no size of a random model"),
+    'nothing to report': ('report texts.jsonl --out new', 'texts.jsonl'),
     'no task': ('evaluate --data texts.jsonl --maker full --model tiny', 'invalid choice'),
     'compressor for none': ('evaluate qa --data qa.jsonl --maker none --compressor kv --model tiny', 'has no compressor'),
     'k larger than the window': ('heal --data rain.txt -k 300 --model tiny --out new', 'k=300 rows leave no room for text'),
@@ -222,6 +239,27 @@ def test_evaluate_writes_one_object(shell, folder, tmp_path):
         assert all(0 <= row[c] <= 1 for c in columns) and row['n'] == len(said.read_text().splitlines()) == (3 if task == 'regenerate' else 1)
         assert row['data'][0]['file'] == data
         assert {'command','commit','versions','device','maker','length','slots','bytes','ci','fingerprint'} <= set(row)
+
+@forks
+def test_a_table_survives_being_killed(shell, folder, tmp_path):
+    "Five SIGKILLs at random moments, some of them in the middle of a line: the same predictions and the same tables, byte for byte"
+    line = 'evaluate qa --data given=asked.jsonl --maker none full truncated 500x -k 4 1 --compressor kv --batch 2 --model tiny --json {0}/rows.jsonl'
+    def tables(d):
+        assert shell(f'report {d}/rows.jsonl --out {d}/report')[0] == 0
+        return {p.name: p.read_bytes() for p in (d/'report').iterdir() if p.suffix in ('.md','.tex','.csv')}
+    whole, cut = tmp_path/'whole', tmp_path/'cut'
+    assert shell(line.format(whole))[0] == 0
+    size, rng, said = (whole/'rows.predictions.jsonl').stat().st_size, random.Random(0), cut/'rows.predictions.jsonl'
+    for at in sorted(rng.randrange(size*9//10) for _ in range(5)):
+        p, end = shell.start(line.format(cut)), time.time() + 60
+        while p.is_alive() and time.time() < end and not (said.exists() and said.stat().st_size > at): time.sleep(.002)
+        assert p.is_alive(), 'it ended before it was killed'
+        os.kill(p.pid, signal.SIGKILL); p.join(10); assert p.exitcode == -signal.SIGKILL
+        if rng.random() < .6: said.write_bytes(said.read_bytes()[:-rng.randrange(1, 40)]) # as if it had been in the middle of a line
+    before = len(said.read_bytes().splitlines())
+    assert before < 24*6 and shell(line.format(cut))[0] == 0
+    assert said.read_bytes() == (whole/'rows.predictions.jsonl').read_bytes()
+    assert tables(cut) == tables(whole) and len(tables(cut)) > 3
 
 @forks
 def test_leaking_texts_are_dropped_and_counted(shell, folder, tmp_path):

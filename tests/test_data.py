@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from promptcompress.core import InputError
-from promptcompress.data import QA, Text, check_leakage, cut, file_lines, leakage, length_batches, load_texts_from_hub, read_qa, read_texts
+from promptcompress.data import QA, Text, check_qa, cut, file_lines, length_batches, read_qa, read_texts
+from promptcompress.leakage import check_leakage, leakage
 
 DATA = Path(__file__).parents[2]/'shared'/'data'
 
@@ -33,9 +34,69 @@ def test_real_counts():
     assert sum(1 for _ in read_qa(real('qa/squad_v1.1_dev_half.json'))) == 4782
     assert sum(1 for _ in read_qa(real('qa/squad_v1.1_train_44_articles.json'))) == 11877
 
-@pytest.mark.parametrize('name', ['hotpotqa_half', 'race_half'])
-def test_other_qa_layouts_are_refused_by_field(name):
-    with pytest.raises(InputError, match="line 1: no field 'context'; its fields are"): list(read_qa(real(f'qa/{name}.jsonl.xz')))
+def test_real_relation_extraction():
+    qas = list(read_qa(real('qa/RelationExtraction.dev.half.jsonl.gz')))
+    assert len(qas) == 1492 == len({q.id for q in qas})
+    assert (qas[0].question, qas[0].answers) == ('What year was the end of Extremaduran Popular Bloc?', ('1983',))
+
+def test_real_hotpotqa():
+    "Only the paragraphs that are needed, each under its title; yes and no need not be found there"
+    path = real('qa/hotpotqa_half.jsonl.xz')
+    qas, raw = list(read_qa(path)), [json.loads(l) for _,l in file_lines(path)]
+    assert len(qas) == 173 == len({q.id for q in qas}) and qas[0].answers == ('Greenwich Village, New York City',)
+    assert [q.id for q in qas if not q.extractive] == [r['id'] for r in raw if r['answer'] in ('yes','no')]
+    assert sum(not q.extractive for q in qas) == 12
+    for q,r in zip(qas, raw): assert [p.split('\n')[0] for p in q.context.split('\n\n')] == [t for t,_ in r['paragraphs'] if t in r['gold_titles']]
+    full = list(read_qa(path, distractors=True))
+    assert [q.context.count('\n\n') + 1 for q in full] == [len(r['paragraphs']) for r in raw]
+
+def test_hotpotqa_of_the_authors_and_of_the_hub(tmp_path):
+    "Both original layouts of one question give the record that the real file's layout gives"
+    r = json.loads(next(l for _,l in file_lines(real('qa/hotpotqa_half.jsonl.xz'))))
+    sentences = [[t, [f'{s}.' if i == 0 else f' {s}.' for i,s in enumerate(p.rstrip('.').split('. '))]] for t,p in r['paragraphs']]
+    given = {k: r[k] for k in ('question','answer','type','level')}
+    authors = dict(given, _id=r['id'], context=sentences, supporting_facts=[[t, 0] for t in r['gold_titles']])
+    hub = dict(given, id=r['id'], context=dict(title=[t for t,_ in sentences], sentences=[s for _,s in sentences]),
+               supporting_facts=dict(title=r['gold_titles'], sent_id=[0]*len(r['gold_titles'])))
+    (tmp_path/'a.json').write_text(json.dumps([authors], indent=1))
+    from datasets import Dataset
+    assert list(read_qa(tmp_path/'a.json')) == list(read_qa([r])) == list(read_qa(Dataset.from_list([hub])))
+
+def test_real_race():
+    "The answer is the text of the right option; few stand in the article, and gaps stay"
+    path = real('qa/race_half.jsonl.xz')
+    qas, raw = list(read_qa(path)), [json.loads(l) for _,l in file_lines(path)]
+    assert len(qas) == 482 == len({q.id for q in qas}) and not any(q.extractive for q in qas)
+    assert (qas[0].id, qas[0].question) == ('middle1442.txt:1', 'The writer tries to? _? in this passage.')
+    assert qas[0].answers == ('advise people about safe driving in winter',)
+    for q,r in zip(qas, raw):
+        assert (q.answers, q.context, q.question) == ((r['options'][ord(r['answer']) - 65].strip(),), r['article'], r['question'].strip())
+    assert sum('_' in q.question for q in qas) == 133 and sum(q.answers[0] in q.context for q in qas) < 30
+
+def test_race_of_the_authors_and_of_the_hub(tmp_path):
+    raw = [json.loads(l) for _,l in file_lines(real('qa/race_half.jsonl.xz'))]
+    one = [r for r in raw if r['article'] == raw[0]['article']]
+    columns = {to: [r[k] for r in one] for k,to in dict(question='questions', options='options', answer='answers').items()}
+    (tmp_path/'1.txt').write_text(json.dumps(dict(id='x.txt', article=raw[0]['article'], **columns)))
+    authors, ours = list(read_qa(tmp_path/'1.txt')), list(read_qa(one))
+    hub = list(read_qa([{k: r[k] for k in ('example_id','article','answer','question','options')} for r in one + raw[-1:]]))
+    assert [(q.context, q.question, q.answers) for q in authors] == [(q.context, q.question, q.answers) for q in ours]
+    assert len({q.id for q in authors}) == len(authors)
+    assert [q.answers for q in hub[:-1]] == [q.answers for q in ours] and len({q.id for q in hub}) == len(one) + 1
+
+@pytest.mark.parametrize('name,extractive,share', [('squad_v1.1_dev_half.json', 4782, 0), ('RelationExtraction.dev.half.jsonl.gz', 1492, 0),
+                                                   ('hotpotqa_half.jsonl.xz', 161, .05), ('race_half.jsonl.xz', 0, 0)])
+def test_real_sets_pass_the_check(name, extractive, share):
+    r = check_qa(real(f'qa/{name}'))
+    assert r['extractive'] == extractive and r['share'] <= share and len(r['absent']) == round(r['share']*extractive)
+
+def test_answers_of_another_file_are_found_out():
+    "Contexts and answers that were shifted against each other would only show as low scores"
+    qas = list(read_qa(real('qa/squad_v1.1_dev_half.json'), limit=400))
+    shifted = [QA(q.id, q.context, q.question, p.answers) for p,q in zip(qas[200:] + qas[:200], qas)]
+    with pytest.raises(InputError, match='do not occur in their contexts'): check_qa(shifted)
+    assert check_qa(shifted, extractive=False)['share'] > .8
+    with pytest.raises(InputError, match=f"two questions have the id '{qas[3].id}'"): check_qa(qas + qas[3:4])
 
 def test_real_leakage():
     train, test = (list(read_texts(real(f'text/{n}.jsonl.xz'), limit=300)) for n in ('arxiv_2017_2019','arxiv_2025'))
@@ -84,7 +145,8 @@ def test_lone_surrogates_become_encodable(tmp_path):
     assert t.text == 'a \ufffd b'; (t.text + t.title).encode()
 
 slow_disk = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-FIELDS = 'id text abstract data paragraphs qas context question answer answers date versions header title'.split()
+FIELDS = ('id text abstract data paragraphs qas context question answer answers date versions header title '
+          'article questions options sentences supporting_facts gold_titles example_id extractive').split()
 json_like = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5),
     lambda s: st.lists(s, max_size=3) | st.dictionaries(st.sampled_from(FIELDS), s, max_size=5), max_leaves=12)
 payload = (st.binary(max_size=200) | json_like.map(lambda o: json.dumps(o).encode()) |
@@ -106,7 +168,7 @@ def test_fuzz_files(tmp_path, data, wrap, name, lines):
 @slow_disk
 @given(rows=st.lists(json_like, max_size=4))
 def test_fuzz_objects(rows):
-    for read in (read_texts, read_qa):
+    for read in (read_texts, read_qa, lambda r: check_qa(r, extractive=False)):
         try: assert list(read(rows))
         except InputError: pass
 

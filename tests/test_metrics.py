@@ -142,6 +142,19 @@ def test_sentences_end_where_they_should():
 def test_squad_rules(p, refs, f1, em):
     assert M.squad_f1(p, refs) == pytest.approx(f1) and M.squad_em(p, refs) == em
 
+def test_squad_is_the_official_script():
+    """1,000 perturbed predictions, against torchmetrics' port of evaluate-v1.1.py; tests/interop/check_squad.py does the same with the script itself.
+    (An answer of nothing but articles is judged as SQuAD 2.0 does: see test_squad_rules.)"""
+    from torchmetrics.functional.text import squad
+    rng = random.Random(4)
+    answers = ['the Eiffel Tower', 'in 1889, at $7.5 million', 'a state-of-the-art encoder', "Li's (2024)", 'Dr. Smith and J. R. Jones', 'U.S. labs', 'the theory of the whole']
+    for i in range(1000):
+        refs = rng.sample(answers, rng.choice([1, 2, 3]))
+        p = perturb(rng.choice(refs if rng.random() < .7 else answers), rng)
+        want = squad(dict(prediction_text=p, id='q'), dict(answers=dict(text=refs, answer_start=[0]*len(refs)), id='q'))
+        assert M.squad_em(p, refs) == want['exact_match'].item()/100, (p, refs)
+        assert M.squad_f1(p, refs) == pytest.approx(want['f1'].item()/100, abs=1e-6), (p, refs)
+
 @pytest.mark.parametrize('p,refs,f1,em', [
     ('Eiffel Tower', ['Eiffel Tower'], 1, 1), (' Eiffel Tower\n', 'Eiffel Tower', 1, 1),
     ('eiffel tower', ['Eiffel Tower'], 0, 0), ('Eiffel Tower.', ['Eiffel Tower'], .8, 0),

@@ -7,7 +7,8 @@ from promptcompress.data import Text
 from promptcompress.evaluation.perplexity import perplexity
 from promptcompress.kv.prefix import KVPrefix, read
 from promptcompress.lm import LM, tiny_lm
-from promptcompress.soft.transfer import COLUMNS, content_key, gap_closed, heat_map, read_matrix, relative, transfer_matrix
+from promptcompress.evaluation.results import content_key
+from promptcompress.soft.transfer import COLUMNS, gap_closed, heat_map, read_matrix, relative, transfer_matrix
 from promptcompress.weights.recipe import Recipe
 from promptcompress.weights.walk import compress_weights
 

@@ -11,8 +11,9 @@ __all__ = ['LEVELS', 'recipes', 'score', 'run', 'main']
 import argparse, sys
 from dataclasses import replace
 from ..core import PromptCompressError, append_result, progress, run_info
-from ..data import check_leakage, read_texts
+from ..data import read_texts
 from ..evaluation.perplexity import perplexity
+from ..leakage import check_leakage
 from ..lm import load_lm
 from ..weights.packed import packed_layers, to_dense
 from ..weights.recipe import Recipe

@@ -264,7 +264,7 @@ def _forward(self, context, context_mask, k, input_ids, mask, labels, num_items_
     return self.mean_loss(s.nll.sum(), s.n.sum(), num_items_in_batch)
 Compressor.forward = _forward
 
-# %% ../../nbs/21_kv.compressor.ipynb #41f45063
+# %% ../../nbs/21_kv.compressor.ipynb #ee4cd01f
 def _chunks(ids, most):
     "`ids` in pieces of nearly equal length, none longer than `most`"
     parts = -(-len(ids)//most)
@@ -273,7 +273,8 @@ def _chunks(ids, most):
 @torch.no_grad()
 def _compress(self, text,    # A string, or a list of strings
               k=None,        # Slots per chunk; as many as the checkpoint has if None
-              batch_size=32):
+              batch_size=32,
+              chunk=None):   # Tokens per chunk at most; the checkpoint's `max_tokens` if None
     "Compress text to a `KVPrefix`, or a list to a list"
     c, lm = self.config, self.lm
     k = c.k if k is None else k
@@ -283,7 +284,8 @@ def _compress(self, text,    # A string, or a list of strings
     rows = [lm.encode(t) for t in texts]
     if empty := [i for i,r in enumerate(rows) if not r]: raise InputError(f"Text {empty[0]} of {len(texts)} is empty: there is nothing to compress")
     start = lm.start_ids if c.start else []
-    most = min(c.max_tokens, lm.window - k - len(start))
+    if chunk is not None and chunk < 1: raise InputError(f"chunk={chunk}: a chunk has at least one token")
+    most = min(chunk or c.max_tokens, lm.window - k - len(start))
     chunks = [(i, start + ch) for i,r in enumerate(rows) for ch in _chunks(r, most)]
     made = [None]*len(chunks)
     for at in progress(length_batches([len(x) for _,x in chunks], batch_size=batch_size), 'compressing'):
@@ -339,14 +341,21 @@ def _from_pretrained(cls, name, # 'pocket-kv', 'pocket-icae', a folder, or a Hub
     return self
 Compressor.from_pretrained = classmethod(_from_pretrained)
 
-# %% ../../nbs/21_kv.compressor.ipynb #ecdaf225
+# %% ../../nbs/21_kv.compressor.ipynb #6025ea45
 class CompressorMaker(Maker):
     "A trained compressor"
-    def __init__(self, name, checkpoint, k=16): self.name, self.checkpoint, self.k, self._made = name, checkpoint, k, None
+    def __init__(self, name, checkpoint, k=16, # Slots per chunk
+                 chunk=None): # As in `compress`
+        self.name, self.checkpoint, self.k, self.chunk, self._made = name, checkpoint, k, chunk, None
     def describe(self): return {'500x': 'keys and values of k memory tokens (500xCompressor)', 'icae': 'k embeddings, read once (ICAE)'}[self.name]
-    def make(self, lm, texts):
+    def loaded(self, lm)->Compressor:
+        "The compressor on `lm`"
         if isinstance(self.checkpoint, Compressor): self._made = self.checkpoint
         if self._made is None or self._made.lm is not lm: self._made = Compressor.from_pretrained(self.checkpoint, lm)
-        return self._made.compress(texts, self.k)
-MAKERS['500x'] = lambda k=16, checkpoint='pocket-kv', **_: CompressorMaker('500x', checkpoint, k)
-MAKERS['icae'] = lambda k=16, checkpoint='pocket-icae', **_: CompressorMaker('icae', checkpoint, k)
+        return self._made
+    def make(self, lm, texts): return self.loaded(lm).compress(texts, self.k, chunk=self.chunk)
+    def stored(self, lm, text, prefix): # ICAE keeps embeddings and reads them again
+        return 2*len(prefix)*lm.embed.weight.shape[1] if self.loaded(lm).config.carrier == 'embeds' else super().stored(lm, text, prefix)
+    def identity(self, lm): return ['compressor', self.name, self.k, self.chunk, self.loaded(lm).config, self.loaded(lm).trained()]
+MAKERS['500x'] = lambda k=16, checkpoint='pocket-kv', chunk=None, **_: CompressorMaker('500x', checkpoint, k, chunk)
+MAKERS['icae'] = lambda k=16, checkpoint='pocket-icae', chunk=None, **_: CompressorMaker('icae', checkpoint, k, chunk)

@@ -126,7 +126,7 @@ def _add(self, other)->KVPrefix:
                     self.architecture, self.start, self.inv_freq, info)
 KVPrefix.__add__ = _add
 
-# %% ../../nbs/10_kv.prefix.ipynb #e9f89629
+# %% ../../nbs/10_kv.prefix.ipynb #41557c6e
 @dataclass
 class PrefixBatch:
     "Prefixes of several documents as one cache"
@@ -142,8 +142,11 @@ class PrefixBatch:
     def repeat(self, n:int)->'PrefixBatch':
         "Each row `n` times in a row, as for beams or several samples"
         if n == 1: return self
-        r = lambda t: t.repeat_interleave(n, 0)
-        return PrefixBatch([(r(K), r(V)) for K,V in self.layers], r(self.mask), r(self.next_position))
+        return self.rows(torch.arange(len(self), device=self.mask.device).repeat_interleave(n))
+    def rows(self, at # Numbers of rows, or a bool per row
+            )->'PrefixBatch':
+        "Some of the rows, in the order given"
+        return PrefixBatch([(K[at], V[at]) for K,V in self.layers], self.mask[at], self.next_position[at])
 
 # %% ../../nbs/10_kv.prefix.ipynb #3a0b2e59
 def collate(prefixes, # KVPrefixes

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from ..core import InputError
 from ..data import read_texts, text_record
-from ..evaluation.qa import drop_leaking
+from ..evaluation.items import drop_leaking
 from ..lm import LM
 from ..soft.tune import tuned_once
 from ..weights.packed import to_dense

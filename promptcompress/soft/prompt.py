@@ -236,7 +236,7 @@ def hard_prompt(lm:LM, text=HARD_PROMPT)->KVPrefix:
     "A written prompt, read once"
     return read(lm, [lm.start_ids + lm.encode(text)], 'hard')[0]
 
-# %% ../../nbs/40_soft.prompt.ipynb #1fcae348
+# %% ../../nbs/40_soft.prompt.ipynb #488a2524
 class PromptMaker(Maker):
     "A prompt in front of what another maker makes of the text"
     def __init__(self, name,  # For tables
@@ -255,6 +255,9 @@ class PromptMaker(Maker):
         front = self.front(lm)
         if isinstance(self.then, Reader): return [p for t in texts for p in read_behind(lm, [self.then.row(lm, t)], front, self.then.name)]
         return [front + p for p in self.then(lm, texts)]
+    def reader(self, lm): return self.then.reader(lm)
+    def stored(self, lm, text, prefix): return self.then.stored(lm, text, prefix[len(self.front(lm)):]) # the prompt is kept once, whatever the text
+    def identity(self, lm): return ['prompt', self.name, self.front(lm), self.then.identity(lm)]
 
 # %% ../../nbs/40_soft.prompt.ipynb #1d862445
 def _learnt(name, checkpoint=None, then='full', k=16, **_): return PromptMaker(name, checkpoint, then, k)

@@ -86,7 +86,7 @@ def _heal_settings(args):
     "What `run.json` keeps of a run of `heal`, so far as the command line tells"
     from promptcompress.core import InputError
     from promptcompress.data import existing_file
-    from promptcompress.evaluation.qa import file_sha256
+    from promptcompress.evaluation.results import file_sha256
     from promptcompress.soft.tune import settings
     if args.distil is not None and not args.teacher: raise InputError("--distil weighs a teacher: give --teacher MODEL, the uncompressed one")
     def named(files): return [dict(file=Path(f).name, sha256=file_sha256(existing_file(f))) for f in files]

@@ -61,7 +61,7 @@ def _prefix(args, lm):
         note(f"{args.prefix} was made by other weights ({p.info['transferred_from']}) than this model's ({lm.fingerprint})")
     return p
 
-# %% ../../nbs/62_verbs.prompt.ipynb #1e1ab0b7
+# %% ../../nbs/62_verbs.prompt.ipynb #a9eda2f1
 def _read_options(p):
     p.add_argument('prefix', metavar='PREFIX', help='file written by `promptcompress compress`')
     p.add_argument('--max-new-tokens', type=positive, metavar='N', help='tokens to write at most')
@@ -71,17 +71,17 @@ def _read_options(p):
       ['doc.safetensors', 'doc.safetensors --max-new-tokens 200 --json'], _read_options)
 def regenerate(args):
     "Prefix file -> text"
-    from promptcompress.evaluation.qa import generate_rows
+    from promptcompress.evaluation.qa import reply_rows
     from promptcompress.kv.prefix import load_prefix
     load_prefix(args.prefix) # a bad file is found before the model is loaded
     lm = chosen_lm(args)
     p = _prefix(args, lm)
     n = p.info.get('source_tokens') or 256
     start = time.perf_counter()
-    text, = generate_rows(lm, [p], [[lm.bos_id]], [args.max_new_tokens or n + n//8 + 8])
+    (text, _), = reply_rows(lm, [p], [[lm.bos_id]], [args.max_new_tokens or n + n//8 + 8])
     say(args, dict(prefix=args.prefix, slots=len(p), text=text, seconds=round(time.perf_counter() - start, 3)), text)
 
-# %% ../../nbs/62_verbs.prompt.ipynb #d9398556
+# %% ../../nbs/62_verbs.prompt.ipynb #982663ac
 def _ask_options(p):
     p.add_argument('prefix', metavar='PREFIX', help='file written by `promptcompress compress`')
     p.add_argument('question', metavar='QUESTION', nargs='+', help='one question or several, each in quotation marks')
@@ -95,7 +95,7 @@ def _ask_options(p):
 def ask(args):
     "Prefix file and questions -> answers"
     from promptcompress.core import InputError
-    from promptcompress.evaluation.qa import first_line, generate_rows
+    from promptcompress.evaluation.qa import first_line, reply_rows
     from promptcompress.kv.prefix import load_prefix
     from promptcompress.lm import question_prompt
     if not all(q.strip() for q in args.question): raise InputError("A question is empty: put each in quotation marks")
@@ -103,7 +103,7 @@ def ask(args):
     lm = chosen_lm(args)
     p, n = _prefix(args, lm), len(args.question)
     start = time.perf_counter()
-    answers = [first_line(a) for a in generate_rows(lm, [p]*n,
+    answers = [first_line(a) for a,_ in reply_rows(lm, [p]*n,
                                                 [lm.encode(question_prompt(lm, q, args.form)) for q in args.question], [args.max_new_tokens]*n)]
     rows = [dict(question=q, answer=a) for q,a in zip(args.question, answers)]
     say(args, dict(prefix=args.prefix, slots=len(p), answers=rows, seconds=round(time.perf_counter() - start, 3)),

@@ -7,11 +7,11 @@ Docs: https://promptcompress.github.io/promptcompress/verbs.train.html.md"""
 # %% auto #0
 __all__ = ['run_folder', 'train']
 
-# %% ../../nbs/64_verbs.train.ipynb #e9931f75
+# %% ../../nbs/64_verbs.train.ipynb #dfc60258
 import json, os, statistics, sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from .arguments import chosen_lm, cloze_questions, common_options, positive, rate, say
+from .arguments import chosen_lm, common_options, positive, rate, say
 from .frame import verb
 
 # %% ../../nbs/64_verbs.train.ipynb #b905c827
@@ -36,27 +36,40 @@ def _method_options(p):
     p.add_argument('--report-to', nargs='+', default=['none'], metavar='LOGGER', help='tensorboard, wandb ..., besides log.jsonl in --out (none)')
     p.add_argument('--save-every', type=positive, metavar='N', help='steps between checkpoints (a tenth of the run)')
 
-# %% ../../nbs/64_verbs.train.ipynb #229c6f89
+# %% ../../nbs/64_verbs.train.ipynb #2050501a
 def _train_options(p):
-    p.add_argument('--stage', choices=('pretrain','finetune'), required=True, help='pretrain: give the text back. finetune: answer questions')
+    p.add_argument('--stage', choices=('pretrain','finetune','instruct'), required=True,
+                   help='pretrain: give the text back. finetune: answer questions. instruct: tune the model itself to answer from the full context')
     p.add_argument('--carrier', choices=('kv','embeds'), default=None, help='kv: 500xCompressor (default). embeds: ICAE')
     p.add_argument('--data', nargs='+', default=[], metavar='FILE', help='pretrain: texts (jsonl, .txt, arXiv metadata, .xz/.gz; '
-                   'or what `recipe prepare` packed, named without .tokens.npy). finetune: questions (SQuAD, MRQA, jsonl)')
+                   'or what `recipe prepare` packed, named without .tokens.npy). finetune, instruct: questions (SQuAD, MRQA, jsonl)')
     p.add_argument('--out', required=True, metavar='DIR', help='folder for checkpoints, the loss curve and the compressor')
     p.add_argument('--resume', action='store_true', help='go on where the run in --out stopped')
     p.add_argument('--from', dest='start_from', metavar='DIR', help='start from a trained compressor, such as stage 2 from stage 1')
-    p.add_argument('--cloze', nargs='+', default=[], metavar='FILE', help='finetune: texts to write fill-in questions from')
-    p.add_argument('--mix-text', nargs='+', default=[], metavar='FILE', help='finetune: regenerate these texts too')
+    p.add_argument('--cloze', nargs='+', default=[], metavar='FILE', help='finetune, instruct: texts to write fill-in questions from')
+    p.add_argument('--mix-text', nargs='+', default=[], metavar='FILE', help='finetune, instruct: regenerate these texts too')
     p.add_argument('--limit', type=positive, help='texts (and questions) read at most')
     _method_options(p)
     common_options(p)
 
-# %% ../../nbs/64_verbs.train.ipynb #ecf29924
+# %% ../../nbs/64_verbs.train.ipynb #cd0c91dd
+def _instruct(args, lm, length):
+    "The model itself with LoRA, and the settings by which a compressor would choose its examples"
+    from promptcompress.core import InputError
+    from promptcompress.kv.compressor import CompressorConfig
+    from promptcompress.weights.lowrank import LowRank
+    names = dict(carrier='--carrier', k='-k', positions='--positions', start_from='--from', train_k='--train-k', checkpointing='--checkpointing')
+    if wrong := [o for n,o in names.items() if getattr(args, n)]: raise InputError(f"--stage instruct compresses nothing: leave out {', '.join(wrong)}")
+    learner = LowRank(lm, args.rank or 64, seed=args.seed)
+    learner.config, learner.info = CompressorConfig(max_tokens=length[1]), {}
+    return learner
+
 def _learner(args, lm, length):
     "The compressor that `train` trains"
     from dataclasses import replace
     from promptcompress.core import InputError
     from promptcompress.kv.compressor import PRESETS, Compressor, CompressorConfig
+    if args.stage == 'instruct': return _instruct(args, lm, length)
     asked = {n: v for n,v in dict(carrier=args.carrier, k=args.k, r=args.rank, positions=args.positions).items() if v is not None}
     if not args.start_from:
         settings = dict(max_tokens=length[1]) | ({} if args.rank is None or args.preset == 'paper' else dict(alpha=2*args.rank))
@@ -87,21 +100,24 @@ def _token_rows(files, lm, limit=None):
         while some := list(islice(texts, 500)):
             for ids in lm.tokenizer(some, add_special_tokens=False, verbose=False)['input_ids']: yield np.array(ids, dtype=np.int32)
 
-# %% ../../nbs/64_verbs.train.ipynb #d2359b34
+# %% ../../nbs/64_verbs.train.ipynb #e36843fd
 def _examples(args, lm, config, length, batch):
     "The training set: all examples of the run, in their order"
     from promptcompress.data import read_qa
+    from promptcompress.evaluation.items import corpus_questions
+    from promptcompress.instruct import InSight
     from promptcompress.kv.compressor import Mixed, QAExamples, TextExamples
     n = args.steps*batch*args.accumulate*int(os.environ.get('WORLD_SIZE', 1))
-    ramp = args.ramp if args.ramp is not None else 0. if args.preset == 'paper' or args.stage == 'finetune' else .3
+    ramp = args.ramp if args.ramp is not None else 0. if args.preset == 'paper' or args.stage != 'pretrain' else .3
     def texts(files): return TextExamples(_token_rows(files, lm, args.limit), lm, config, tuple(length), args.train_k, n, ramp, batch, args.seed)
     def questions(items): return QAExamples(items, lm, config, length[1], args.train_k, args.seed)
     if args.stage == 'pretrain': return texts(args.data)
     sets = [questions(read_qa(args.data, args.limit))] if args.data else []
-    if args.cloze: sets.append(questions(cloze_questions(args.cloze, lm, length[1], args.limit, args.seed)))
+    if args.cloze: sets.append(questions(corpus_questions(args.cloze, lm, length[1], args.limit, args.seed)))
     weights = [1]*len(sets)
     if args.mix_text: sets.append(texts(args.mix_text)); weights.append(len(weights)) # half of the examples regenerate
-    return Mixed(sets, n, weights, seed=args.seed)
+    mixed = Mixed(sets, n, weights, seed=args.seed)
+    return InSight(mixed) if args.stage == 'instruct' else mixed
 
 # %% ../../nbs/64_verbs.train.ipynb #af9d6749
 def _run_settings(args, length, lr, batch):
@@ -149,12 +165,13 @@ def _fit(args, comp, data, settings, going_on, first):
     with redirect_stdout(sys.stderr):
         return fit(comp, data, targs, resume=going_on, optimizer=muon(comp, settings['lr']) if args.optimizer == 'muon' else None)
 
-# %% ../../nbs/64_verbs.train.ipynb #ce227931
-@verb('train', 'Train a compressor: stage 1 (pretrain) regenerates texts, stage 2 (finetune) answers questions.',
+# %% ../../nbs/64_verbs.train.ipynb #18386dd2
+@verb('train', 'Train a compressor: stage 1 (pretrain) regenerates texts, stage 2 (finetune) answers questions. Or the gold standard for stage 2 (instruct).',
       ['--stage pretrain --data abstracts.jsonl.xz --out runs/kv --steps 5000 --bf16',
        '--stage pretrain --carrier embeds --data abstracts.jsonl.xz --out runs/icae --steps 5000 --bf16',
        '--stage finetune --from runs/kv --data squad.json --mix-text abstracts.jsonl.xz --out runs/kv-qa',
        '--stage finetune --from runs/kv --data squad.json --cloze abstracts.jsonl.xz --mix-text abstracts.jsonl.xz --out runs/kv-qa',
+       '--stage instruct --data squad.json --cloze abstracts.jsonl.xz --mix-text abstracts.jsonl.xz --out runs/instruct',
        '--stage pretrain --data abstracts.jsonl.xz --out runs/kv --steps 5000 --bf16 --resume'], _train_options)
 def train(args):
     "Data files -> trained compressor in a folder"
@@ -166,12 +183,12 @@ def train(args):
     length = args.length or ([16, 500] if paper else [16, 96])
     if length[0] > length[1]: raise InputError(f"--length {length[0]} {length[1]}: the shortest comes first")
     if args.stage == 'pretrain' and (args.cloze or args.mix_text):
-        raise InputError("--cloze and --mix-text belong to --stage finetune: leave them out")
-    if not (args.data or args.cloze): raise InputError("Nothing to train on: give --data" + (", or --cloze" if args.stage == 'finetune' else ''))
+        raise InputError("--cloze and --mix-text belong to --stage finetune and instruct: leave them out")
+    if not (args.data or args.cloze): raise InputError("Nothing to train on: give --data" + (", or --cloze" if args.stage != 'pretrain' else ''))
     for f in [*args.data, *args.cloze, *args.mix_text]:
         if not Path(f'{f}.tokens.npy').is_file(): existing_file(f)
     if args.device is None and 'LOCAL_RANK' in os.environ and torch.cuda.is_available(): args.device = f"cuda:{os.environ['LOCAL_RANK']}"
-    lr = args.lr or ((PAPER_TRAINING['lr'], PAPER_TRAINING['lr']/2) if paper else (2e-3, 3e-4))[args.stage == 'finetune']
+    lr = args.lr or ((PAPER_TRAINING['lr'], PAPER_TRAINING['lr']/2) if paper else (2e-3, 3e-4))[args.stage != 'pretrain']
     batch = args.batch or (PAPER_TRAINING['batch'] if paper else 32)
     settings = _run_settings(args, length, lr, batch)
     going_on = run_folder(args, settings) if first else args.resume and any(Path(args.out).glob('checkpoint-*'))
@@ -183,6 +200,6 @@ def train(args):
     comp.info = settings | dict(loss=round(statistics.fmean(last), 4), previous=comp.info or None)
     if not first: return
     comp.save_pretrained(args.out)
+    what = 'reader of the full context' if args.stage == 'instruct' else f'{comp.config.carrier} compressor, {comp.config.k} memory tokens'
     say(args, dict(out=args.out, first_loss=curve[0]['loss'], **comp.info),
-         f"{args.out}: {comp.config.carrier} compressor, {comp.config.k} memory tokens, "
-         f"{args.steps} steps, loss {curve[0]['loss']:.2f} -> {comp.info['loss']:.2f}")
+         f"{args.out}: {what}, {args.steps} steps, loss {curve[0]['loss']:.2f} -> {comp.info['loss']:.2f}")
