@@ -168,7 +168,7 @@ def progress(items,       # Any iterable
     quiet = bool(os.environ.get('IN_TEST')) or not (sys.stderr.isatty() or 'ipykernel' in sys.modules)
     return tqdm(items, desc=desc, total=total, disable=quiet, leave=False)
 
-# %% ../nbs/00_core.ipynb #dfccd59f
+# %% ../nbs/00_core.ipynb #78bb3000
 def _commit()->str:
     "Commit of the checkout this package runs from, with a `+` if the tree is changed"
     here = Path(globals().get('__file__', 'core.py')) # in the notebook itself: the working folder
@@ -188,7 +188,8 @@ def run_info(seed=None,   # Seed of the run, if it has one
         try: return version(p)
         except PackageNotFoundError: return None
     device = pick_device(device)
-    words = [Path(a).name if Path(a).is_absolute() else a for a in sys.argv] # where files lay on one machine means nothing on another
+    def bare(word): name, eq, path = word.rpartition('='); return f'{name}{eq}{Path(path).name}' if Path(path).is_absolute() else word
+    words = [bare(a) for a in sys.argv] # where files lay on one machine means nothing on another
     return dict(command=command or ' '.join([Path(words[0]).name, *words[1:]]), commit=_commit(), seed=seed,
                 device=torch.cuda.get_device_name(device) if device.type == 'cuda' else f'{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)',
                 python=platform.python_version(), versions={p: v(p) for p in ('promptcompress','torch','transformers','peft')},

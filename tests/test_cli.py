@@ -123,7 +123,7 @@ BAD = { # what is wrong: (command line, what the message says)
                          'None of the 4 texts has 200 tokens'),
     'all leak': ('evaluate regenerate --data texts.jsonl --maker full --length 32 --check-leakage texts.jsonl --model tiny --json new.json',
                  'texts: all 4 items leak'),
-    'unknown maker': ('evaluate qa --data qa.jsonl --maker magic --model tiny --json new.json', "invalid choice: 'magic'"),
+    'unknown maker': ('evaluate qa --data qa.jsonl --maker magic --model tiny --json new.json', "There is no maker 'magic'"),
     'option of another task': ('evaluate regenerate --data texts.jsonl --maker full --cloze texts.jsonl --model tiny', 'unrecognized arguments: --cloze'),
     'several in one .json': ('evaluate qa --data qa.jsonl --maker full none --model tiny --json new.json', 'give a name that ends in .jsonl'),
     'whose compressor': ('evaluate qa --data qa.jsonl --maker 500x icae --compressor kv --model tiny --json new.jsonl', 'which of 500x, icae is it for?'),

@@ -232,6 +232,20 @@ def test_a_row_says_what_it_was_measured_on(tmp_path):
     assert a['prefix']['content'] != b['prefix']['content'] and a['prefix']['slots'] == 4
     assert choice_row(evaluate_choice(lm, f), lm, None, [f], 'mine')['prefix'] is None
 
+def test_the_key_changes_with_what_was_measured_and_with_nothing_else():
+    "A report that takes the last row of a key must not drop another measurement, nor keep two of the same"
+    some, prompt = items[:2], SoftPrompt(pocket, 4, seed=0)
+    def key(lm=pocket, some=some, prefix=prompt, **kw):
+        r = evaluate_choice(lm, some, prefix, **kw)
+        row = choice_row(r, lm, prefix, __file__, 'any')
+        assert row['key'] == r['key'] and len(r['key']) == 16
+        return r['key']
+    other = Choice(some[1].id, some[1].prompt, some[1].choices, 1 - some[1].label)
+    assert key() == key(prefix=prompt.bake(), batch_size=1) == key(lm=LM(pocket.model, pocket.tokenizer, 'another name'))
+    keys = [key(), key(prefix=None), key(prefix=SoftPrompt(pocket, 4, seed=1)), key(some=some[:1]), key(some=[some[0], other]), key(bos=False),
+            key(lm=tiny_lm(), prefix=None)]
+    assert len(set(keys)) == len(keys), keys
+
 # --- bad input ------------------------------------------------------------------------------------------------------
 
 def item(**other): return dict(id='1', prompt='x', choices=['a', 'b'], label=0) | other
@@ -295,3 +309,10 @@ def test_the_harness_command_line_knows_the_model(harness, tmp_path, capsys, mon
     r, = (json.loads(f.read_text()) for f in (tmp_path/'out').rglob('results*.json'))
     assert r['results']['written']['acc,none'] == pytest.approx(evaluate_choice(pocket, items, prompt)['scores']['acc'])
     assert r['config']['fingerprint'] == pocket.fingerprint and r['config']['prefix']['slots'] == 4
+    assert main([a.replace('healed', 'nowhere') for a in args]) == 2 and sys.argv == before
+    assert (said := capsys.readouterr().err.splitlines()[-1]).startswith('error: ') and 'nowhere' in said
+
+def test_the_module_is_a_command(harness):
+    "`python -m` that defines everything and does nothing ends with status 0 and no word"
+    p = subprocess.run([sys.executable, '-m', 'promptcompress.evaluation.harness', 'run', '--modle', 'x'], capture_output=True, text=True, timeout=100)
+    assert p.returncode == 2 and p.stderr.startswith('usage: lm') and '--modle' in p.stderr, p.stderr[-500:]

@@ -217,7 +217,7 @@ def result_row(s:ItemSet,      # What was evaluated on
                 compression=scores['tokens']/scores['slots'] if scores['slots'] else None, model=short_name(lm.name), fingerprint=lm.fingerprint,
                 architecture=lm.architecture, compressor=about, **s.info, **more, **run_info(seed, lm.device))
 
-# %% ../../nbs/52_evaluation.qa.ipynb #137f01dd
+# %% ../../nbs/52_evaluation.qa.ipynb #e3308dca
 def _cell_key(s, maker, lm, options):
     items = json.dumps([asdict(o) for o in s.items]).encode() # bytes: no text is taken for the name of a file
     return content_key([s.task, items, lm, maker.identity(lm), options])
@@ -235,7 +235,7 @@ def sweep(lm:LM,
     done = {r['key']: r for r in read_results(out, repair=True) if 'key' in r}
     for s, maker in progress([(s, make_maker(m)) for s in sets for m in makers], 'cells'):
         task, key = TASKS[s.task], _cell_key(s, maker, lm, options)
-        names = dict(dataset=s.name, maker=maker.name)
+        names = dict(dataset=s.name, maker=maker.name, length=s.length) # the same items may go by several
         if key not in done:
             jobs, mine = task.jobs(lm, s.items, **options), lines.setdefault(key, {})
             for batch in measure(lm, maker, jobs, task, batch_size, mine.keys()):

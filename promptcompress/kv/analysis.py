@@ -262,7 +262,7 @@ def usage_title(whole # The row of the whole prefix
     return (f"{whole.get('compressor', '')} {whole['of']}, {whole['n']} documents: of {whole['k']} slots in use, "
             f"by attention {u['attention']['effective']:.1f}, by loss {u['rise']['effective'] or 0:.1f}").strip()
 
-# %% ../../nbs/22_kv.analysis.ipynb #004f23c7
+# %% ../../nbs/22_kv.analysis.ipynb #e1b56e2e
 def plot_usage(rows,     # As from `usage_rows`
                path=None,# PNG file to write; the data go beside it as CSV
                k=None,   # Which number of slots; the largest if None
@@ -279,17 +279,17 @@ def plot_usage(rows,     # As from `usage_rows`
     t, whole, colours = usage_table(rows), next(r for r in rows if r.get('slot') is None), sns.color_palette('colorblind')
     slots, layered = t[t.slot.notna()], t[t.layer.notna() & t['head'].isna()]
     def of_slots(m): return slots[(slots.measure == m) & slots.layer.isna()]
-    fig, ax = plt.subplots(2, 3, figsize=(11, 5), layout='constrained', width_ratios=[1.3, 1.3, 1])
+    fig, ax = plt.subplots(3, 2, figsize=(7, 7), layout='constrained')
     _bars(ax[0,0], of_slots('share'), colours[0], 'share of the attention\nto the prefix', 1/whole['k'])
-    _bars(ax[0,1], of_slots('rise'), colours[1], 'loss without the slot\nminus loss, nats per token', of_slots('rise').value.mean())
+    _bars(ax[0,1], of_slots('rise'), colours[1], 'loss without the slot\nminus loss (nats/token)', of_slots('rise').value.mean())
     _map(ax[1,0], layered[layered.slot.notna() & (layered.measure == 'attention')], 'slot', 'share of attention')
     if (layered.measure == 'rise').any(): _map(ax[1,1], layered[layered.measure == 'rise'], 'slot', 'rise, nats per token')
-    else: ax[1,1].set_axis_off(); ax[0,1].set(xlabel='slot', xticks=range(whole['k']))
+    else: ax[1,1].set_axis_off(); ax[0,1].set(xlabel='slot', xticks=range(0, whole['k'], -(-whole['k']//8)))
     parts = layered[layered.slot.isna()].pivot(index='layer', columns='measure', values='value')[['prefix','prompt','target']]
-    parts.plot.bar(stacked=True, ax=ax[0,2], color=[colours[0], '.75', '.5'], width=.8, rot=0)
-    ax[0,2].set(xlabel='layer', ylabel='share of attention', ylim=(0, 1))
-    ax[0,2].legend(ncols=3, loc='lower center', bbox_to_anchor=(.5, 1), frameon=False, fontsize=9, handlelength=1, columnspacing=1)
-    _map(ax[1,2], t[t.slot.isna() & t['head'].notna()], 'head', 'share to the prefix', vmin=0, vmax=1)
-    fig.suptitle(usage_title(whole), fontsize=11)
+    parts.plot.bar(stacked=True, ax=ax[2,0], color=[colours[0], '.75', '.5'], width=.8, rot=0)
+    ax[2,0].set(xlabel='layer', ylabel='share of attention', ylim=(0, 1))
+    ax[2,0].legend(ncols=3, loc='lower center', bbox_to_anchor=(.5, 1), frameon=False, fontsize=9, handlelength=1, columnspacing=1)
+    _map(ax[2,1], t[t.slot.isna() & t['head'].notna()], 'head', 'share to the prefix', vmin=0, vmax=1)
+    fig.suptitle(usage_title(whole), fontsize=10)
     if path: Path(path).parent.mkdir(parents=True, exist_ok=True); fig.savefig(path, dpi=150); t.to_csv(Path(path).with_suffix('.csv'), index=False)
     return fig

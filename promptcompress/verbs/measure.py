@@ -137,7 +137,7 @@ def evaluate_choices(args):
     if args.predictions:
         with atomic_write(args.predictions) as tmp: append_result(tmp, *said)
 
-# %% ../../nbs/68_verbs.measure.ipynb #27ef3366
+# %% ../../nbs/68_verbs.measure.ipynb #8f274827
 def _cost_options(p):
     p.add_argument('--random', metavar='LxD', help='a random Llama of L layers and width D instead of --model, such as 12x768: it costs what a trained one costs')
     p.add_argument('--maker', nargs='+', default=['500x','full'], metavar='MAKER', help='whose prefixes are made, and loaded from disk (500x full)')
@@ -150,22 +150,15 @@ def _cost_options(p):
     p.add_argument('--no-memory', action='store_true', help='leave out peak memory, which needs a run of the longest text per variant')
     result_options(p)
 
-def _cost_line(row):
-    "One line for people"
-    return (f"{row['length']} tokens, batch {row['batch']}, {row['variant']}: first token {row['first_ratio']:.2f} (ideal {row['first_ideal']:.2f}), "
-            f"each further {row['token_ratio']:.2f} (ideal {row['token_ideal']:.2f}) of full context; {row['stored']:,} bytes stored")
-
 @verb('evaluate cost', 'Measure what answering from a context costs: operations, memory, bytes and time, beside full context.',
       ['--length 96 480 --batch 1 16 --json cost.jsonl', '--random 12x768 --length 480 --batch 1 --no-memory --json cost.jsonl'], _cost_options)
 def evaluate_cost(args):
     "Lengths and batch sizes -> a row per way to have the context"
     from promptcompress.core import pick_device
-    from promptcompress.evaluation.cost import measure_cost, random_llama
-    from promptcompress.kv import compressor # its makers join the table
+    from promptcompress.evaluation.cost import cost_line, cost_rows, random_llama
     lm = random_llama(args.random).to(pick_device(args.device)) if args.random else chosen_lm(args)
-    rows = (r for batch in args.batch for length in args.length
-            for r in measure_cost(lm, length, batch, args.maker, args.k, args.prompt, args.new, args.rounds, memory=not args.no_memory))
-    give_rows(args, rows, _cost_line)
+    settings = cost_rows(lm, args.length, args.batch, makers=args.maker, k=args.k, prompt=args.prompt, new=args.new, rounds=args.rounds, memory=not args.no_memory)
+    give_rows(args, (r for rows in settings for r in rows), cost_line)
 
 # %% ../../nbs/68_verbs.measure.ipynb #46296550
 def _report_options(p):
