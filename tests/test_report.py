@@ -198,9 +198,9 @@ def test_latex_of_a_plain_table():
 
 def test_report_is_the_same_to_the_byte(tmp_path):
     rows = many()
-    one, two = tmp_path/'one', tmp_path/'two'
+    one, two, before = tmp_path/'one', tmp_path/'two', plt.get_fignums() # another test may have left some open
     files = report(write(tmp_path/'r.jsonl', rows), one)
-    assert set(files) == set(one.iterdir()) and not list(tmp_path.rglob('*.tmp')) and not plt.get_fignums()
+    assert set(files) == set(one.iterdir()) and not list(tmp_path.rglob('*.tmp')) and plt.get_fignums() == before
     random.Random(0).shuffle(rows)
     write(tmp_path/'r.jsonl', [r | dict(time='2040-01-01T00:00:00+00:00', command='other') for r in rows])
     report(tmp_path/'r.jsonl', two); assert contents(one) == contents(two), 'the order of rows, or when they were measured, shows'

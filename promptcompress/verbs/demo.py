@@ -61,7 +61,7 @@ def _demo_makers(lm, args):
             makers[f'{label} k={k}'] = CompressorMaker(name, comp, k)
     return makers | {'no context': make_maker('none')}
 
-# %% ../../nbs/63_verbs.demo.ipynb #c12e78ab
+# %% ../../nbs/63_verbs.demo.ipynb #ed0cd634
 def demo_report(lm, makers:dict, # name -> maker
                 text:str,        # Already cut
                 items,           # `QA` records about it
@@ -73,7 +73,7 @@ def demo_report(lm, makers:dict, # name -> maker
     for name,maker in makers.items():
         r = evaluate_regeneration(lm, maker, [Text('demo', text)])
         qa = evaluate_qa(lm, maker, items) if items else dict(rows=[], scores={})
-        rows.append(dict(maker=name, slots=int(r['slots']), bytes=int(r['bytes']), regenerated=r['rows'][0]['prediction'],
+        rows.append(dict(maker=name, slots=int(r['scores']['slots']), bytes=int(r['scores']['bytes']), regenerated=r['rows'][0]['prediction'],
                          **{c: r['scores'][c] for c in ('rouge_l','bleu')},
                          answers=[{c: o[c] for c in ('question','prediction','reference','f1','em')} for o in qa['rows']],
                          **{c: qa['scores'].get(c) for c in ('f1','em')}))
