@@ -12,7 +12,7 @@ __all__ = ['select_texts', 'select_qa', 'corpus_questions', 'leaks', 'without', 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from ..core import InputError, progress
-from ..data import QA, Text, check_qa, cut, read_qa, read_texts, text_record
+from ..data import QA, Text, check_qa, cut, nonempty, read_qa, read_texts, text_record
 from .results import file_sha256
 from ..leakage import leakage, worst_day
 from ..lm import LM
@@ -61,9 +61,8 @@ def corpus_questions(source,    # Texts: anything `read_texts` takes
                     limit=None,# Texts read at most
                     seed=0):   # Picks the gaps
     "Stream fill-in questions on the beginnings of texts"
-    short, any_ = (replace(t, text=cut(t.text, lm.tokenizer, length)[0]) for t in read_texts(source, limit)), False
-    for any_ in cloze_qa(short, seed=seed): yield any_
-    if not any_: raise InputError(f"No fill-in question can be written from the first {length} tokens of these texts: give more or longer ones")
+    short = (replace(t, text=cut(t.text, lm.tokenizer, length)[0]) for t in read_texts(source, limit))
+    return nonempty(cloze_qa(short, seed=seed), f"No fill-in question can be written from the first {length} tokens of these texts: give more or longer ones")
 
 # %% ../../nbs/49_evaluation.items.ipynb #b8c7a116
 def leaks(train, items, n=13 # As in `drop_leaking`

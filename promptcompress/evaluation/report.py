@@ -15,7 +15,7 @@ from ..core import InputError, atomic_write
 from .results import KINDS, SCORES, _Undecided, _choose, _plain, _settle, read_rows
 from .tables import _GOLD, _MAKERS, TABLES, Table, _by_maker, _chosen, _dataset, _in_order, _markdown, _models, _scores
 from ..kv import analysis
-from ..soft.transfer import COLUMNS, _save_figure, heat_map, relative
+from ..soft.transfer import COLUMNS, save_figure, heat_map, relative
 
 # %% ../../nbs/59_evaluation.report.ipynb #ab8abfe8
 _SIZES = {'font.size': 9, 'axes.labelsize': 10, 'axes.titlesize': 10, 'xtick.labelsize': 9, 'ytick.labelsize': 9, 'legend.fontsize': 9}
@@ -100,7 +100,7 @@ def plot_length(rows,            # From `read_rows`, or a list of rows
         title = '' if k is None else f"{k:.0f} slot{'s' if k > 1 else ''}"
         ax.set(title=title, xlabel='tokens of text', ylabel=_label(score), xticks=sorted(df.length.unique()))
     axs[0].set_ylim(0); _key(fig, styles) # after all: the panels share the axis
-    if path is not None: _save_figure(fig, df, path)
+    if path is not None: save_figure(fig, df, path)
     return fig, df
 
 def _label(score): return SCORES[score][0] + ' (%)'*(SCORES[score][1] == 100)
@@ -128,7 +128,7 @@ def plot_k(rows,            # From `read_rows`, or a list of rows
         ax.set(title=_dataset(p) if panel == 'dataset' else f'{p:g} tokens', xlabel='slots (k)', ylabel=_label(score))
         ax.set_xticks(ks, [f'{k:g}' for k in ks]); ax.minorticks_off()
     axs[0].set_ylim(0); _key(fig, styles)
-    if path is not None: _save_figure(fig, df, path)
+    if path is not None: save_figure(fig, df, path)
     return fig, df
 
 # %% ../../nbs/59_evaluation.report.ipynb #194983b3
@@ -150,7 +150,7 @@ def plot_perplexity(rows,      # From `read_rows`, or a list of rows
         ax.set_xticks(range(len(models)), models, rotation=35, ha='right', rotation_mode='anchor')
     _log_scale(axs[0]); _key(fig, styles)
     df = df.drop(columns='at')
-    if path is not None: _save_figure(fig, df, path)
+    if path is not None: save_figure(fig, df, path)
     return fig, df
 
 # %% ../../nbs/59_evaluation.report.ipynb #8270514c
@@ -175,7 +175,7 @@ def plot_transfer(rows,      # From `read_rows`, or a list of rows
     fig, _ = heat_map(df.set_index(['prompt','lm']).reindex(every).reset_index().assign(dataset=df.dataset.iloc[0], metric=df.metric.iloc[0]))
     fig.set_figwidth(min(7, fig.get_figwidth()))
     df = df.assign(at=[every.index(x) for x in zip(df.prompt, df.lm)]).sort_values('at').drop(columns='at').reset_index(drop=True)
-    if path is not None: _save_figure(fig, df, path)
+    if path is not None: save_figure(fig, df, path)
     return fig, df
 
 # %% ../../nbs/59_evaluation.report.ipynb #a204a1cc
@@ -200,7 +200,7 @@ def plot_latency(rows,      # From `read_rows`, or a list of rows
         ax.set_xticks(sorted(df.length.unique()), [f'{l:g}' for l in sorted(df.length.unique())]); ax.minorticks_off()
     _key(fig, styles)
     df = df[['variant','batch','length', *measures]].rename(columns={c: f'{c}_ms' for c in measures})
-    if path is not None: _save_figure(fig, df, path)
+    if path is not None: save_figure(fig, df, path)
     return fig, df
 
 # %% ../../nbs/59_evaluation.report.ipynb #9982e8eb
@@ -212,7 +212,7 @@ def plot_usage(rows,      # From `read_rows`, or a list of rows
     df = _settle(_choose(rows, 'usage', where), 'usage', ['slot'], whole=('of','k','maker','compressor'))
     one = [{c: v for c,v in r.items() if not (isinstance(v, float) and math.isnan(v))} for r in df.to_dict('records')]
     fig, data = analysis.plot_usage(one), analysis.usage_table(one)
-    if path is not None: _save_figure(fig, data, path)
+    if path is not None: save_figure(fig, data, path)
     return fig, data
 
 # %% ../../nbs/59_evaluation.report.ipynb #49f1fd06
@@ -257,7 +257,7 @@ def _draw_to(out, name, taken):
         before = set(plt.get_fignums())
         try:
             fig, data = draw(name, rows, **where)
-            _save_figure(fig, data, out/(stem := _stem(name, where, taken)))
+            save_figure(fig, data, out/(stem := _stem(name, where, taken)))
         finally:
             for n in set(plt.get_fignums()) - before: plt.close(n)
         return stem
