@@ -120,7 +120,7 @@ BAD = { # what is wrong: (command line, what the message says)
     'negative rate': ('train --stage pretrain --data texts.jsonl --out new --lr -1', "above 0"),
     'no test data': ('evaluate qa --data none.json --maker full --model tiny --json new.json', 'none.json does not exist'),
     'none long enough': ('evaluate regenerate --data texts.jsonl --maker full --length 200 --model tiny --json new.json',
-                         'None of the 4 texts has 200 tokens'),
+                         'none of the 4 texts has 200 tokens'),
     'all leak': ('evaluate regenerate --data texts.jsonl --maker full --length 32 --check-leakage texts.jsonl --model tiny --json new.json',
                  'texts: all 4 items leak'),
     'unknown maker': ('evaluate qa --data qa.jsonl --maker magic --model tiny --json new.json', "There is no maker 'magic'"),

@@ -12,6 +12,7 @@ __all__ = ['select_texts', 'select_qa', 'corpus_questions', 'leaks', 'without', 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from ..core import InputError, progress
+from ..corpora import length_groups
 from ..data import QA, Text, check_qa, cut, nonempty, read_qa, read_texts, text_record
 from .results import file_sha256
 from ..leakage import leakage, worst_day
@@ -25,15 +26,7 @@ def select_texts(source,     # Anything `read_texts` takes
                  n=200,      # Texts at most
                 )->list[Text]:
     "The first `n` texts of at least `length` tokens, each cut to exactly `length` (a length group of 500xCompressor, section 4)"
-    if n < 1: raise InputError(f"n={n}: ask for at least one text")
-    found, seen = [], 0
-    for t in progress(read_texts(source), f'looking for texts of {length} tokens'):
-        seen += 1
-        text, ids = cut(t.text, lm.tokenizer, length)
-        if len(ids) == length and len(lm.encode(text)) == length: found.append(replace(t, text=text))
-        if len(found) == n: break
-    if not found: raise InputError(f"None of the {seen} texts has {length} tokens: choose a smaller length, or give longer texts")
-    return found
+    return length_groups(progress(read_texts(source), f'looking for texts of {length} tokens'), lm.tokenizer, (length,), n)[length]
 
 # %% ../../nbs/49_evaluation.items.ipynb #8066eed3
 def select_qa(source,      # Anything `read_qa` takes
