@@ -129,7 +129,7 @@ def validate(qa,                # A question with its context and answers; the f
     if _plain(qa.question) in {_plain(o.question) for o in others}: return 'same_question'
     return 'same_answer' if _plain(answer) in {_plain(o.answers[0]) for o in others} else None
 
-# %% ../nbs/03_qa_writer.ipynb #8017d9f3
+# %% ../nbs/03_qa_writer.ipynb #1c13afc9
 def _question(sentence, start, end, words=28):
     "`sentence` with a blank for [start:end], cut to about `words` words around it"
     left, right = sentence[:start].split(' '), sentence[end:].split(' ')
@@ -137,13 +137,35 @@ def _question(sentence, start, end, words=28):
     left = left[-max(words - after, 1):]
     return ' '.join((' '.join(left) + BLANK + ' '.join(right[:after])).split())
 
+# %% ../nbs/03_qa_writer.ipynb #b6d296ba
+def _question_word(phrase, before, # The hidden words, and the word in front of them
+                   rng):           # Chooses where looks don't tell
+    "What one would ask for `phrase` with"
+    if re.fullmatch(r'1\d{3}|20\d\d', phrase): return rng.choice(('When', 'In what year', 'What year'))
+    if phrase[0].isdigit(): return 'What percentage' if phrase.endswith('%') else 'How many'
+    if not phrase[0].isupper(): return 'What'
+    if before.lower() in ('in','at','from','near','to'): return rng.choice(('Where', 'What', 'Which'))
+    return rng.choice(('Who', 'Who', 'What', 'Which', 'What is the name of'))
+
+def _worded(sentence, start, end, rng, most=16, drop=.15, reach=2):
+    "`sentence` as a question for [start:end]: about `most` words around it, some dropped, the others up to `reach` places from where they stood"
+    left, right = sentence[:start].split(), sentence[end:].split()
+    after = min(len(right), rng.randint(0, most//2))
+    near = left[-(most - after):]
+    words = [w for w in (w.strip('.,;:()"“”') for w in near + right[:after]) if w and rng.random() >= drop]
+    words = [w for _,w in sorted((i + rng.uniform(0, reach), w) for i,w in enumerate(words))]
+    return ' '.join([_question_word(sentence[start:end], left[-1] if left else '', rng), *words]) + '?'
+
+# %% ../nbs/03_qa_writer.ipynb #6d700f95
 def cloze_questions(text,          # Running text
                     n=5,           # Questions at most
                     seed=0,        # A number or a string; same seed, same questions
                     max_words=4,   # Words of an answer at most
                     rejected=None, # A `Counter` to add reasons for rejection to
+                    form='blank',  # 'blank', or 'word' for a question word and loosely the same words
                    )->list[QA]:    # Fewer than `n` if the text has no more to ask
-    "Cloze questions on `text`: each a sentence with a blank, its answer the phrase that stood there"
+    "Cloze questions on `text`: each made of a sentence, its answer a phrase that stood there"
+    if form not in ('blank','word'): raise InputError(f"form='{form}': choose 'blank' or 'word'")
     if n < 0 or max_words < 1: raise InputError(f"n={n}, max_words={max_words}: expected n >= 0 and max_words >= 1")
     rng, counts = random.Random(seed), Counter(re.findall(r'\w+', text.lower()))
     found = [(w * rng.random()**.5, s, a, b) for s in sentences(text) for w,a,b in _candidates(s, counts) if s[a:b].count(' ') < max_words]
@@ -153,20 +175,21 @@ def cloze_questions(text,          # Running text
         for _,s,a,b in found:
             if len(out) >= n: return out
             if used[s] != rounds or s[a:b].lower() in answers: continue
-            qa = QA(f'#{len(out)}', text, _question(s, a, b), (s[a:b],))
+            qa = QA(f'#{len(out)}', text, _question(s, a, b) if form == 'blank' else _worded(s, a, b, rng), (s[a:b],))
             reason = validate(qa, max_words, min_question=6)
             answers.add(s[a:b].lower()) # tried: don't try again
             if reason is None: out.append(qa); used[s] += 1
             elif rejected is not None: rejected[reason] += 1
     return out
 
-# %% ../nbs/03_qa_writer.ipynb #a02d3147
+# %% ../nbs/03_qa_writer.ipynb #dc5d8d38
 def cloze_qa(texts,         # Anything `read_texts` takes
              per_text=5,    # Questions for each text at most
              seed=0,        # Same seed and id, same questions
              max_words=4,   # Words of an answer at most
              rejected=None, # A `Counter` to add reasons for rejection to
+             form='blank',  # As in `cloze_questions`
             )->Iterable[QA]: # A stream
     "Stream cloze questions over a corpus"
     for t in read_texts(texts):
-        for qa in cloze_questions(t.text, per_text, f'{seed}|{t.id}', max_words, rejected): yield replace(qa, id=t.id + qa.id, date=t.date)
+        for qa in cloze_questions(t.text, per_text, f'{seed}|{t.id}', max_words, rejected, form): yield replace(qa, id=t.id + qa.id, date=t.date)

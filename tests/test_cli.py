@@ -166,7 +166,7 @@ BAD = { # what is wrong: (command line, what the message says)
                              'would skip some of the text'),
     'k too large for the demo': ('demo --model tiny --kv kv --icae embeds', '-k 16: kv has 4'),
     'question without answer': ('demo --model tiny --kv kv --icae embeds -k 4 --file text.txt --question Who?', 'an --answer for each'),
-    'recipe without name': ('recipe prepare --text text.txt --squad qa.jsonl --cloze x --out new', 'expected NAME=FILE'),
+    'recipe without name': ('recipe prepare --text text.txt --squad qa.jsonl --cloze x --wh x --out new', 'expected NAME=FILE'),
     'recipe without data': ('recipe lm --data busy --out new', 'no mixture.json'),
     'recipe with the other carrier': ('recipe export --model tiny --kv embeds --out new', 'carrier is embeds'),
     'unknown verb': ('squeeze text.txt', "invalid choice: 'squeeze'"),

@@ -28,29 +28,31 @@ def _named_file(s):
     if not (eq and name and file and weight > 0): raise InputError(f"--text {s}: expected NAME=FILE or NAME=FILE:WEIGHT, with a weight above 0")
     return name, (str(existing_file(file)), weight)
 
-# %% ../../nbs/67_verbs.recipe.ipynb #af0fe29f
+# %% ../../nbs/67_verbs.recipe.ipynb #572bc219
 def _prepare_options(p):
     p.add_argument('--text', nargs='+', required=True, metavar='NAME=FILE[:WEIGHT]', help='training texts, each with its share of the mixture (1)')
     p.add_argument('--squad', required=True, metavar='FILE', help='questions to train on (SQuAD, MRQA or jsonl)')
     p.add_argument('--cloze', required=True, metavar='NAME', help='the --text to write fill-in questions from')
+    p.add_argument('--wh', required=True, metavar='NAME', help='the --text to write questions with a question word from')
     p.add_argument('--out', required=True, metavar='DIR', help='folder for tokenizer, packed texts and mixture.json')
     p.add_argument('--vocab-size', type=positive, default=4096, help='(4096)')
     p.add_argument('--limit', type=positive, help='texts per file at most, for a rehearsal')
 
 @verb('recipe prepare', 'Learn a tokenizer and pack texts and questions for training.',
-      ['--text arxiv=arxiv_2017_2019.jsonl.xz:0.6 wiki=wikipedia_en.jsonl.xz:0.4 --squad squad_train.json --cloze arxiv --out packed'],
+      ['--text arxiv=arxiv_2017_2019.jsonl.xz:0.6 wiki=wikipedia_en.jsonl.xz:0.4 --squad squad_train.json --cloze arxiv --wh wiki --out packed'],
       _prepare_options)
 def recipe_prepare(args):
     "Text files -> tokenizer and packed arrays"
     from promptcompress.core import InputError, new_folder
     from promptcompress.data import existing_file
     text = dict(_named_file(s) for s in args.text)
-    if args.cloze not in text: raise InputError(f"--cloze {args.cloze}: name one of {', '.join(text)}")
+    for option in ('cloze','wh'):
+        if (name := getattr(args, option)) not in text: raise InputError(f"--{option} {name}: name one of {', '.join(text)}")
     existing_file(args.squad); new_folder(args.out)
     from promptcompress.recipes.pocket import prepare
-    for name,n in prepare(text, args.squad, args.cloze, args.out, args.vocab_size, limit=args.limit).items(): print(f'{name}: {n:,} tokens')
+    for name,n in prepare(text, args.squad, args.cloze, args.wh, args.out, args.vocab_size, limit=args.limit).items(): print(f'{name}: {n:,} tokens')
 
-# %% ../../nbs/67_verbs.recipe.ipynb #bb708b1d
+# %% ../../nbs/67_verbs.recipe.ipynb #9926fcf7
 def _lm_options(p):
     p.add_argument('--data', required=True, metavar='DIR', help='folder of `recipe prepare`')
     p.add_argument('--out', required=True, metavar='DIR', help='folder for checkpoints; the model comes to DIR/model')
@@ -59,6 +61,7 @@ def _lm_options(p):
     p.add_argument('--lr', type=rate, default=5e-3, help='peak learning rate (0.005)')
     p.add_argument('--tokens', type=positive, default=8192, help='tokens per step (8192)')
     p.add_argument('--seed', type=int, default=0)
+    p.add_argument('--start', metavar='DIR', help='model of an earlier run to begin with; --depth is that model\'s then')
     p.add_argument('--resume', action='store_true', help='go on where the run in --out stopped')
 
 @verb('recipe lm', 'Train a small language model on packed data.',
@@ -70,7 +73,7 @@ def recipe_lm(args):
         raise InputError(f"{args.data} holds no mixture.json: make it with `promptcompress recipe prepare`")
     if not args.resume: new_folder(args.out)
     from promptcompress.recipes.pocket import train_pocket
-    with redirect_stdout(sys.stderr): curve = train_pocket(args.data, args.out, args.depth, args.steps, args.lr, args.tokens, args.seed, args.resume)
+    with redirect_stdout(sys.stderr): curve = train_pocket(args.data, args.out, args.depth, args.steps, args.lr, args.tokens, args.seed, args.resume, args.start)
     lost = f", loss {curve[0]['loss']:.2f} -> {curve[-1]['loss']:.2f}" if curve else '' # a rehearsal may end before the first entry of the log
     print(f"{Path(args.out)/'model'}: {args.depth} layers, {args.steps} steps{lost}")
 

@@ -6,7 +6,7 @@ set -euo pipefail
 D=$1 R=$2
 
 promptcompress recipe prepare --text arxiv=$D/text/arxiv_2017_2019.jsonl.xz:0.6 wikipedia=$D/text/wikipedia_en.jsonl.xz:0.28 openstax=$D/text/openstax.jsonl.xz:0.12 \
-    --squad $D/qa/squad_v1.1_train_44_articles.json --cloze arxiv --out $R/data
+    --squad $D/qa/squad_v1.1_train_44_articles.json --cloze arxiv --wh wikipedia --out $R/data
 promptcompress recipe lm --data $R/data --depth 6 --steps 1400 --out $R/lm
 
 for carrier in kv embeds; do # the same examples in the same order for both
