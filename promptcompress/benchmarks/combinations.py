@@ -73,7 +73,7 @@ def run(lm, small, heal, sets, out, k=16, checkpoint='pocket-kv', batch_size=32,
     rows = sweep(lm, sets, on_full(k, others, checkpoint), out, batch_size, reads='full', **more)
     return rows + sweep(small, sets, on_small(k, heal, lm, checkpoint), out, batch_size, reads=LEVEL, **more)
 
-# %% ../../nbs/results/combinations.ipynb #c5b9f954
+# %% ../../nbs/results/combinations.ipynb #1549a59b
 def main(argv=None)->int:
     "The command line"
     p = argparse.ArgumentParser(prog='python -m promptcompress.benchmarks.combinations', description=run.__doc__)
@@ -89,7 +89,7 @@ def main(argv=None)->int:
     p.add_argument('--limit', type=int, default=12_000, help='older abstracts to read')
     args = p.parse_args(argv)
     try:
-        lm, parts = load_lm(args.model), split(args.arxiv, limit=args.limit)
+        lm, parts = load_lm(args.model), split(args.arxiv, limit=args.limit, test=args.arxiv_test)
         small = compressed(lm, LEVEL, parts['train'])
         heal = healed(small, parts, args.work, 'heal-arxiv')
         sets = [text_set(args.arxiv_test, lm, args.length, args.n, 'abstracts'), qa_set(args.arxiv_test, lm, args.length, args.n, 'fill-in', cloze=True)]
