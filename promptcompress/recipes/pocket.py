@@ -9,8 +9,8 @@ __all__ = ['BOS', 'EOS', 'PAD', 'train_tokenizer', 'pack', 'Packed', 'qa_prompt'
            'prepare', 'pocket_config', 'n_parameters', 'NextToken', 'train_pocket', 'held_out', 'model_card',
            'export_pocket']
 
-# %% ../../nbs/recipes/pocket.ipynb #c3cb7241
-import json, tempfile
+# %% ../../nbs/recipes/pocket.ipynb #a8bc5bef
+import json, shutil, tempfile
 from pathlib import Path
 import numpy as np, torch
 from torch.utils.data import Dataset
@@ -18,10 +18,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from ..core import InputError, atomic_write, progress, read_json, seed_everything, write_json
 from ..data import Text, read_qa, read_texts
+from ..evaluation.items import select_qa
+from ..evaluation.qa import evaluate_qa
 from ..kv.compressor import Compressor, CompressorConfig
 from ..kv.generate import nll
 from ..lm import load_lm
 from ..qa_writer import cloze_qa
+from ..soft.prompt import load_prompt
 from ..train import Learner, fit, muon, training_args
 
 # %% ../../nbs/recipes/pocket.ipynb #4c0c63f2
@@ -245,45 +248,62 @@ def held_out(lm,           # The trained model
         plain += score((col > 0) & (col <= length)); again += score(col > length + 1)
     return dict(plain=plain/len(ids)/length, repeat=again/len(ids)/(length + 1), n=len(ids))
 
-# %% ../../nbs/recipes/pocket.ipynb #02d76820
+# %% ../../nbs/recipes/pocket.ipynb #2022a1e3
 _CARD = """# The pocket model
 
 A language model of {params:.1f} million parameters ({layers} layers, width {width}, vocabulary {vocab}, window {window}, grouped-query attention), with a
 500xCompressor (`kv/`) and an ICAE baseline (`icae/`) trained on it with equal budgets. It exists so that promptcompress runs, is tested and can be taught
 without a network. It is a demonstration, not an assistant.
 
-**Made by** `nbs/recipes/pocket.ipynb`. **Seen:** {tokens}. **Training text:** arXiv abstracts of 2017 to 2019 (metadata, CC0), English Wikipedia articles created
-in 2018 (CC BY-SA 3.0), OpenStax textbooks (CC BY 4.0), SQuAD v1.1 training questions (CC BY-SA 4.0), cloze questions written from the abstracts. Three in five
-training steps repeat a text after a BOS token or answer questions from a context.
+**Made by** `nbs/recipes/pocket.ipynb`, on two CPU cores. **Seen:** {tokens}. **Training text:** arXiv abstracts of 2017 to 2019 (metadata, CC0), English Wikipedia articles created
+in 2018 (CC BY-SA 3.0), OpenStax textbooks (CC BY 4.0), SQuAD v1.1 training questions (44 articles, CC BY-SA 4.0), questions written by rule from the abstracts
+and the articles. Most training steps repeat a text after a BOS token or answer questions from a context.
 
-**Held-out loss** (nats per token; `repeat` is the loss on saying the text again after a BOS):
+**Held-out loss** (nats per token; `repeat` is the loss on saying the text again after a BOS, `perplexity` that of the plain text):
 
-| text | plain | repeat | texts |
-|---|---|---|---|
+| text | plain | perplexity | repeat | texts |
+|---|---|---|---|---|
 {rows}
+
+**Answers** from the full context, cut to 512 tokens (SQuAD's F1 and exact match):
+
+| questions | F1 | exact | n |
+|---|---|---|---|
+{answers}
+
+**Loss while training** (mean over all kinds of steps): {curve}
 
 **What it can't do:** know facts, follow instructions other than the two it was trained on, reason, write in languages other than English, or say anything to be relied upon.
 """
 
+def _training(runs, data):
+    "What was seen, and points of the loss curve, of runs of `train_pocket` one after the other"
+    logs = [[json.loads(l) for l in (Path(r)/'log.jsonl').read_text().splitlines()] for r in runs]
+    packed = ', '.join(f'{n/1e6:.0f} M ({s})' for s,n in read_json(Path(data)/'mixture.json')['tokens'].items())
+    steps = [str(log[-1]['step']) for log in logs]
+    points = [[f"{l['loss']:.2f} at {l['step']}" for l in log if l['step'] in {round(log[-1]['step']*i/6/10)*10 for i in range(7)} or l is log[0]] for log in logs]
+    return f"{' and then '.join(steps)} steps of some 8,192 tokens, of {packed}", '; then '.join(map(', '.join, points))
+
+# %% ../../nbs/recipes/pocket.ipynb #6e8c8c95
 def model_card(lm, facts:dict,   # name -> result of `held_out`
-               out=None, data=None, # Folders of `train_pocket` and `prepare`
+               answers:dict=None,# name -> scores of `evaluate_qa`
+               runs=(), data=None, # Folders of `train_pocket`, in their order, and of `prepare`
               )->str:
     "Markdown with what is known of the model"
-    tokens = 'not recorded'
-    if out is not None:
-        steps = [json.loads(l) for l in (Path(out)/'log.jsonl').read_text().splitlines()]
-        packed = read_json(Path(data)/'mixture.json')['tokens']
-        tokens = f"{steps[-1]['step']} steps of some 8,192 tokens, of {', '.join(f'{n/1e6:.0f} M ({s})' for s,n in packed.items())}; last training loss {steps[-1]['loss']:.2f}"
-    rows = '\n'.join(f"| {name} | {f['plain']:.2f} | {f['repeat']:.2f} | {f['n']} |" for name,f in facts.items()) or '| | | | |'
+    tokens, curve = _training(runs, data) if runs else ('not recorded', 'not recorded')
+    rows = '\n'.join(f"| {name} | {f['plain']:.2f} | {np.exp(f['plain']):.1f} | {f['repeat']:.2f} | {f['n']} |" for name,f in facts.items()) or '| | | | | |'
+    answers = '\n'.join(f"| {name} | {100*s['f1']:.1f} | {100*s['em']:.1f} | {s['n']} |" for name,s in (answers or {}).items()) or '| | | | |'
     return _CARD.format(params=sum(p.numel() for p in lm.model.parameters())/1e6, layers=lm.n_layers, width=lm.config.hidden_size, vocab=lm.config.vocab_size,
-                        window=lm.window, tokens=tokens, rows=rows)
+                        window=lm.window, tokens=tokens, rows=rows, answers=answers, curve=curve)
 
-# %% ../../nbs/recipes/pocket.ipynb #cd30a881
+# %% ../../nbs/recipes/pocket.ipynb #f9396073
 def export_pocket(out,         # New folder, such as `promptcompress/pocket`
                   model,       # Folder of the trained model
                   kv=None, icae=None, # Folders of its compressors
+                  heal=None,   # Folder of `heal_all`: prompts, and the packed model
                   test:dict=None, # name -> file of held-out text, measured for the card
-                  run=None,    # Folder of `train_pocket` and of `prepare`, for the card: (out, data)
+                  questions:dict=None, # name -> file of questions, measured for the card
+                  runs=(), data=None, # Folders of `train_pocket` and of `prepare`, for the card
                  )->dict:      # File -> bytes
     "Gather a trained model and its compressors in the folder that ships; it appears whole or not at all"
     out, lm = Path(out), load_lm(model, device='cpu', dtype='float32')
@@ -293,14 +313,18 @@ def export_pocket(out,         # New folder, such as `promptcompress/pocket`
         if c.config.carrier != dict(kv='kv', icae='embeds')[part]: raise InputError(f"{part}: this compressor's carrier is {c.config.carrier}")
         if 'transferred_from' in c.info: raise InputError(f"{part}: this compressor was trained on another model ({c.info['transferred_from']}, not {lm.fingerprint})")
         c.info.pop('name', None)
+    prompts = {p.name: load_prompt(p, lm) for p in sorted(Path(heal).glob('heal-*'))} if heal else {}
     facts = {name: held_out(lm, read_texts(f)) for name,f in (test or {}).items()}
+    answers = {name: evaluate_qa(lm, 'full', select_qa(f, lm, n=500)[0], batch_size=64)['scores'] for name,f in (questions or {}).items()}
     lm.model.to(torch.bfloat16); lm.name = out.name
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.name}.') as tmp:
         whole = Path(tmp)/out.name
         lm.model.save_pretrained(whole); lm.tokenizer.save_pretrained(whole)
         for part,c in comps.items(): c.save_pretrained(whole/part, dtype=torch.bfloat16)
-        (whole/'MODEL_CARD.md').write_text(model_card(lm, facts, *(run or ())), encoding='utf-8')
+        for name,p in prompts.items(): p.info.pop('transferred_from', None); p.save_pretrained(whole/name, dtype=torch.bfloat16)
+        for f in Path(heal).glob('*/quantize_config.json') if heal else (): shutil.copytree(f.parent, whole/f.parent.name)
+        (whole/'MODEL_CARD.md').write_text(model_card(lm, facts, answers, runs, data), encoding='utf-8')
         for f in whole.rglob('*'): f.chmod(0o755 if f.is_dir() else 0o644) # weights come out private, but a package is for everybody
         if out.exists(): out.rmdir()
         whole.rename(out)

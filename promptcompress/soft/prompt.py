@@ -8,7 +8,7 @@ Docs: https://promptcompress.github.io/promptcompress/soft.prompt.html.md"""
 __all__ = ['HARD_PROMPT', 'random_rows', 'text_rows', 'tokenizer_id', 'home', 'check_home', 'Prompt', 'SoftPrompt', 'recomputed',
            'KVPrompt', 'hard_prompt', 'PromptMaker', 'load_prompt', 'prompt_to_peft', 'to_prompt_embeds']
 
-# %% ../../nbs/40_soft.prompt.ipynb #bc83c44f
+# %% ../../nbs/40_soft.prompt.ipynb #16310def
 import hashlib, json
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..core import InputError, atomic_write, read_json
 from ..kv.generate import join_masks, label_logits, sum_rows
 from ..kv.makers import MAKERS, Maker, Reader, make_maker
 from ..kv.prefix import KVPrefix, PrefixBatch, pad_rows, read, read_behind, same_architecture, source_info, to_peft
-from ..lm import LM, check_length
+from ..lm import LM, check_length, pocket_folder
 from ..train import SavedLearner
 from ..weights.packed import model_sizes, packed_layers
 
@@ -289,7 +289,7 @@ def load_prompt(name,   # Folder or Hub id of a saved prompt, of either kind
     if card['home']['fingerprint'] != lm.fingerprint: self.info['transferred_from'] = card['home']['fingerprint']
     return self
 
-# %% ../../nbs/40_soft.prompt.ipynb #344125ca
+# %% ../../nbs/40_soft.prompt.ipynb #adec30d9
 @classmethod
 def _soft_from_card(cls, lm, card, t, folder, **kwargs):
     if set(t) != {'embeddings'} or t['embeddings'].shape != (card['k'], card['home']['width']): raise InputError(f"{folder} is not a usable {cls.kind}: its embeddings are not [{card['k']}, {card['home']['width']}]")
@@ -304,6 +304,7 @@ def _kv_from_card(cls, lm, card, t, folder, **kwargs):
     if not isinstance(at, list) or len(at) != k or not all(type(x) is int for x in (*at, nxt)): raise InputError(f"{folder} is not a usable {cls.kind}: its positions are not {k} integers and the next one")
     K, V = (torch.stack([t[f'{x}.{i}'] for i in range(a['layers'])]) for x in ('keys','values'))
     return cls(lm, KVPrefix(K, V, torch.tensor(at), nxt, a), **kwargs)
+SoftPrompt.shipped = {f'pocket-heal-{n}': pocket_folder(f'heal-{n}') for n in ('s50','s62','s75','w4','w3','w2','w4s50')} # see recipes.healing
 SoftPrompt._from_card, KVPrompt._from_card, SoftPrompt.from_pretrained = _soft_from_card, _kv_from_card, staticmethod(load_prompt)
 KVPrompt.from_pretrained = staticmethod(load_prompt)
 
