@@ -8,8 +8,8 @@ Docs: https://promptcompress.github.io/promptcompress/kv.prefix.html.md"""
 __all__ = ['SCHEMA', 'KVPrefix', 'pad_rows', 'source_info', 'read', 'empty_prefix', 'same_architecture', 'PrefixBatch', 'collate',
            'read_behind', 'load_prefix', 'to_peft']
 
-# %% ../../nbs/10_kv.prefix.ipynb #bb7b9ae2
-import hashlib
+# %% ../../nbs/10_kv.prefix.ipynb #998d6221
+import hashlib, html
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 import torch
@@ -82,6 +82,24 @@ def empty_prefix(lm:LM, maker='none')->KVPrefix:
     "A prefix of no slots: nothing was read"
     none = torch.empty(lm.n_layers, lm.kv_heads, 0, lm.head_dim, dtype=lm.dtype, device=lm.device)
     return KVPrefix(none, none.clone(), torch.empty(0, dtype=torch.long, device=lm.device), 0, lm.architecture, inv_freq=lm.inv_freq, info=source_info(maker, lm, []))
+
+# %% ../../nbs/10_kv.prefix.ipynb #7ba2ed8d
+def _norms(self, most=64)->torch.Tensor: # `[layers, columns]`
+    "Mean length of the keys of each layer and slot; neighbours are averaged if there are more than `most` slots"
+    n = self.keys.float().norm(dim=-1).mean(1)
+    return torch.stack([c.mean(1) for c in n.tensor_split(min(most, len(self)), 1)], 1) if len(self) else n
+
+def _html(self):
+    "Facts and a heat map of the keys' lengths, for Jupyter"
+    a, n = self.architecture, self.info.get('source_tokens')
+    facts = dict(maker=self.info.get('maker'), model=self.info.get('model'), slots=len(self), bytes=f'{self.nbytes:,}', positions=f'{self.start} to {self.next_position - 1}')
+    if n and len(self): facts |= {'source tokens': n, 'tokens per slot': f'{n/len(self):.1f}', 'of the full keys and values': f'{len(self)/n:.1%}'}
+    top = ''.join(f'<tr><th style="text-align:left">{html.escape(k)}</th><td style="text-align:left">{html.escape(str(v))}</td></tr>' for k,v in facts.items())
+    norms = _norms(self); lo, hi = (float(x) for x in norms.aminmax()) if norms.numel() else (0., 0.)
+    def cell(x): return f'<td title="{x:.2f}" style="padding:0;width:10px;height:12px;background:rgba(31,119,180,{(x - lo)/((hi - lo) or 1):.2f})"></td>'
+    rows = ''.join(f'<tr><th style="padding:0 6px">{i}</th>{"".join(map(cell, r))}</tr>' for i,r in enumerate(norms.tolist()))
+    return f'<table>{top}</table><p>length of the keys, {lo:.1f} to {hi:.1f}: layers down, slots to the right</p><table>{rows}</table>'
+KVPrefix._repr_html_ = _html
 
 # %% ../../nbs/10_kv.prefix.ipynb #a9d97279
 def _getitem(self, at:slice # Which slots

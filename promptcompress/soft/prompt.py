@@ -8,8 +8,8 @@ Docs: https://promptcompress.github.io/promptcompress/soft.prompt.html.md"""
 __all__ = ['HARD_PROMPT', 'random_rows', 'text_rows', 'tokenizer_id', 'home', 'check_home', 'Prompt', 'SoftPrompt', 'recomputed',
            'KVPrompt', 'hard_prompt', 'PromptMaker', 'load_prompt', 'prompt_to_peft', 'to_prompt_embeds']
 
-# %% ../../nbs/40_soft.prompt.ipynb #16310def
-import hashlib, json
+# %% ../../nbs/40_soft.prompt.ipynb #e50661ea
+import html, hashlib, json
 from contextlib import contextmanager
 from pathlib import Path
 import torch
@@ -122,6 +122,25 @@ class SoftPrompt(Prompt):
         lm, at = lm or self.lm, torch.arange(len(self), device=self.embeddings.device)[None]
         out = lm.body(inputs_embeds=self.embeddings[None].to(lm.dtype), attention_mask=torch.ones_like(at), position_ids=at, past_key_values=DynamicCache(), use_cache=True)
         return PrefixBatch([(K, V) for K,V,*_ in out.past_key_values], at.new_ones(at.shape, dtype=torch.bool), at.new_tensor([len(self)]))
+
+# %% ../../nbs/40_soft.prompt.ipynb #357a6937
+@torch.no_grad()
+def _nearest(self, n=3, # Tokens per row
+            )->list:    # Per row: `n` pairs (token, cosine), nearest first
+    "The vocabulary's tokens that point in the same direction as each row"
+    unit = torch.nn.functional.normalize
+    cosines, ids = (unit(self.embeddings, dim=-1) @ unit(self.lm.embed.weight.float(), dim=-1).T).topk(n)
+    return [[(self.lm.decode([i]), round(c, 3)) for i,c in zip(*row)] for row in zip(ids.tolist(), cosines.tolist())]
+SoftPrompt.nearest = _nearest
+
+def _soft_html(self):
+    "Facts, and each row's length and nearest tokens, for Jupyter"
+    facts = dict(rows=len(self), **{k: self.home[k] for k in ('model','width')}, **{k: v for k,v in self.info.items() if k in ('steps','tokens','loss','validation_loss')})
+    sizes = self.embeddings.detach().norm(dim=-1).tolist()
+    def row(i, size, near): return f'<tr><td>{i}</td><td>{size:.2f}</td>' + ''.join(f'<td style="text-align:left"><code>{html.escape(repr(t))}</code> {c:.2f}</td>' for t,c in near) + '</tr>'
+    body = ''.join(row(i, *r) for i,r in enumerate(zip(sizes, self.nearest())))
+    return '<p>' + ', '.join(f'{k} {html.escape(str(v))}' for k,v in facts.items()) + f'</p><table><tr><th>row</th><th>length</th><th colspan=3>nearest tokens, cosine</th></tr>{body}</table>'
+SoftPrompt._repr_html_ = _soft_html
 
 # %% ../../nbs/40_soft.prompt.ipynb #bc3bd54b
 def _prefix(self, batch, lm, maker):
