@@ -84,7 +84,8 @@ def test_wheel_has_the_package_data(files, tree, wheel):
 
 def test_versions_agree(metadata, settings):
     import promptcompress
-    assert metadata['Version'] == settings['version'] == promptcompress.__version__
+    cited = next(l.split()[1] for l in (root/'CITATION.cff').read_text(encoding='utf-8').splitlines() if l.startswith('version:'))
+    assert metadata['Version'] == settings['version'] == promptcompress.__version__ == cited
 
 def test_metadata(metadata, settings):
     assert (metadata['Name'], metadata['License-Expression']) == ('promptcompress', 'Apache-2.0')
