@@ -173,13 +173,14 @@ def _bake(self, embeds, own, at):
     return [(K, V) for K,V,*_ in cache]
 Compressor._bake = _bake
 
-# %% ../../nbs/21_kv.compressor.ipynb #0719adb5
+# %% ../../nbs/21_kv.compressor.ipynb #d46f5593
 def example(context, prompt, target, # Lists of token ids
             k:int,                   # Memory tokens for this example
            )->dict:
     "One training example: compress `context`, predict `target` behind the prefix and `prompt`"
     return dict(context=context, input_ids=[*prompt, *target], labels=[-100]*len(prompt) + list(target), k=k)
 
+# %% ../../nbs/21_kv.compressor.ipynb #cd1919c3
 class TextExamples(Dataset):
     "Stage 1: regenerate windows of texts. Item `i` depends on `i` and the seed alone"
     def __init__(self, texts,       # Strings, or arrays of token ids
@@ -188,12 +189,13 @@ class TextExamples(Dataset):
                  ks=None,           # Numbers of memory tokens to train, drawn evenly; `default_ks(config)` if None
                  n=None,            # Number of examples; one per text if None
                  ramp=0.0,          # Share of the examples during which the longest window grows from 24 tokens; needs sequential order
+                 per_slot=None,     # Tokens per slot at most, to begin with; the limit grows until it is gone after half of the examples; as `ramp`
                  block=1,           # Examples in a row that have the same length: the batch size, and nothing is padded
                  seed=0):
         ids = [lm.encode(t) if isinstance(t, str) else t for t in texts]
         self.ids, self.lm, self.length, self.ramp, self.block, self.seed = [t for t in ids if len(t) >= length[0]], lm, length, ramp, block, seed
         if not self.ids: raise InputError(f"None of the {len(ids)} texts has {length[0]} tokens: give longer texts or a smaller minimum length")
-        self.n, self.ks, self.start = n or len(self.ids), ks or default_ks(config), lm.start_ids if config.start else []
+        self.n, self.ks, self.start, self.per_slot = n or len(self.ids), ks or default_ks(config), lm.start_ids if config.start else [], per_slot
     def __len__(self): return self.n
 
     def window(self, i):
@@ -208,7 +210,12 @@ class TextExamples(Dataset):
         n = min(self.window(i), len(ids))
         at = 0 if rng.random() < .5 else rng.randint(0, len(ids) - n) # half of the windows begin where the text does
         x = [int(t) for t in ids[at:at+n]]
-        return example(self.start + x, [self.lm.bos_id], x + [self.lm.eos_id], rng.choice(self.ks))
+        return example(self.start + x, [self.lm.bos_id], x + [self.lm.eos_id], rng.choice(self.allowed(i, n)))
+    def allowed(self, i, n):
+        "Which k item `i` may have, with `n` tokens"
+        if not self.per_slot: return self.ks
+        limit = self.per_slot*(self.length[1]/self.per_slot)**min(2*i/self.n, 1)
+        return [k for k in self.ks if n <= k*limit] or [max(self.ks)]
 
 def default_ks(config)->tuple:
     "Numbers of memory tokens that training draws from: for an any-k checkpoint of 16, half the examples 16, a quarter each 4 and 1"

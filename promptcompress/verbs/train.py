@@ -14,7 +14,7 @@ from pathlib import Path
 from .arguments import chosen_lm, common_options, positive, rate, say
 from .frame import verb
 
-# %% ../../nbs/64_verbs.train.ipynb #b905c827
+# %% ../../nbs/64_verbs.train.ipynb #2eaf13cc
 def _method_options(p):
     "What is trained, and how"
     p.add_argument('--preset', choices=('default','paper'), default='default', help="paper: the published settings of 500xCompressor")
@@ -23,6 +23,7 @@ def _method_options(p):
                    help='shortest and longest text in tokens (16 96; paper 16 500); HI is also the longest context and chunk')
     p.add_argument('--train-k', type=positive, nargs='+', metavar='K', help='numbers of memory tokens to train, drawn evenly (1 4 16 16)')
     p.add_argument('--ramp', type=float, metavar='SHARE', help='share of stage 1 during which the longest text grows from 24 tokens (0.3; paper 0)')
+    p.add_argument('--per-slot', type=rate, metavar='TOKENS', help='tokens per slot at most at the beginning of stage 1; the limit is gone after half of it (no limit)')
     p.add_argument('--rank', type=positive, help='LoRA rank (64)')
     p.add_argument('--positions', choices=('continue','spread','compact','paper'), help='where memory tokens stand (spread)')
     p.add_argument('--steps', type=positive, default=2000, help='optimiser steps (2000)')
@@ -100,7 +101,7 @@ def _token_rows(files, lm, limit=None):
         while some := list(islice(texts, 500)):
             for ids in lm.tokenizer(some, add_special_tokens=False, verbose=False)['input_ids']: yield np.array(ids, dtype=np.int32)
 
-# %% ../../nbs/64_verbs.train.ipynb #e36843fd
+# %% ../../nbs/64_verbs.train.ipynb #01a8b8dc
 def _examples(args, lm, config, length, batch):
     "The training set: all examples of the run, in their order"
     from promptcompress.data import read_qa
@@ -109,7 +110,7 @@ def _examples(args, lm, config, length, batch):
     from promptcompress.kv.compressor import Mixed, QAExamples, TextExamples
     n = args.steps*batch*args.accumulate*int(os.environ.get('WORLD_SIZE', 1))
     ramp = args.ramp if args.ramp is not None else 0. if args.preset == 'paper' or args.stage != 'pretrain' else .3
-    def texts(files): return TextExamples(_token_rows(files, lm, args.limit), lm, config, tuple(length), args.train_k, n, ramp, batch, args.seed)
+    def texts(files): return TextExamples(_token_rows(files, lm, args.limit), lm, config, tuple(length), args.train_k, n, ramp, args.per_slot if args.stage == 'pretrain' else None, batch, args.seed)
     def questions(items): return QAExamples(items, lm, config, length[1], args.train_k, args.seed)
     if args.stage == 'pretrain': return texts(args.data)
     sets = [questions(read_qa(args.data, args.limit))] if args.data else []
@@ -119,10 +120,10 @@ def _examples(args, lm, config, length, batch):
     mixed = Mixed(sets, n, weights, seed=args.seed)
     return InSight(mixed) if args.stage == 'instruct' else mixed
 
-# %% ../../nbs/64_verbs.train.ipynb #af9d6749
+# %% ../../nbs/64_verbs.train.ipynb #9904ac9e
 def _run_settings(args, length, lr, batch):
     "What `run.json` keeps: the options that make a run what it is"
-    names = ('stage','carrier','k','train_k','preset','rank','positions','ramp','steps','accumulate','optimizer','seed','limit')
+    names = ('stage','carrier','k','train_k','preset','rank','positions','ramp','per_slot','steps','accumulate','optimizer','seed','limit')
     return {n: getattr(args, n) for n in names} | dict(length=list(length), lr=lr, batch=batch, data=[Path(f).name for f in args.data],
             cloze=[Path(f).name for f in args.cloze], mix_text=[Path(f).name for f in args.mix_text], start_from=args.start_from and Path(args.start_from).name)
 
