@@ -9,7 +9,7 @@ _WHERE = dict( # public name -> module; imported on first use, so that `import p
     text_set='evaluation.items', qa_set='evaluation.items', evaluate_regeneration='evaluation.qa', evaluate_qa='evaluation.qa', sweep='evaluation.qa', evaluate_choice='evaluation.zeroshot',
     measure_cost='evaluation.cost', report='evaluation.report', perplexity='evaluation.perplexity', Recipe='weights.recipe', compress_weights='weights.walk', to_dense='weights.packed',
     save_gptq='weights.store', shrink='weights.shrink', SoftPrompt='soft.prompt', KVPrompt='soft.prompt', load_prompt='soft.prompt', hard_prompt='soft.prompt',
-    tune_soft_prompt='soft.tune', transfer_matrix='soft.transfer', heat_map='soft.transfer', ablate='soft.ablation', eora='weights.lowrank', PromptCompressError='core', InputError='core', StateError='core')
+    tune_soft_prompt='soft.tune', transfer_matrix='soft.transfer', heat_map='soft.transfer', ablate='soft.ablation', eora='weights.lowrank', Playground='playground', PromptCompressError='core', InputError='core', StateError='core')
 __all__ = [*_WHERE]
 
 def __getattr__(name):
