@@ -109,6 +109,6 @@ def test_readme_lists_every_notebook():
 def test_ci_runs_the_readme_command():
     "Both set-up commands are one line each, where .ci/run and a reader find them"
     readme = (root/'README.md').read_text(encoding='utf-8')
-    for name, ends in dict(demo='promptcompress demo', tests='pytest -q').items():
+    for name, ends in dict(demo='promptcompress demo', tests='pytest -q -n 2').items():
         command, = re.findall(rf'^<!-- {name} -->\n```sh\n(.+)\n```$', readme, flags=re.M)
         assert '-c constraints.txt' in command and command.endswith(ends)
