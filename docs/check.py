@@ -12,7 +12,8 @@ from urllib.parse import unquote, urldefrag, urlsplit
 PHONE, DESK = dict(width=390, height=844), dict(width=1280, height=800)
 SHOTS = [('front', 'index.html', 'light', DESK), ('front-phone', 'index.html', 'light', PHONE), ('api', 'kv.prefix.html', 'light', DESK),
          ('result', 'results/pocket_regeneration.html', 'light', DESK), ('result-dark', 'results/pocket_regeneration.html', 'dark', DESK),
-         ('search', 'search.html?q=KVPrefix', 'light', DESK)]
+         ('search', 'search.html?q=KVPrefix', 'light', DESK), ('tutorial', 'tutorials/quickstart.html', 'light', DESK),
+         ('playground', 'playground.html#the-controls', 'light', DESK)]
 
 class Page(HTMLParser):
     "The names that a page can be entered at, what it links to and what it shows"
