@@ -6,6 +6,7 @@ temporary folder; nothing is downloaded, and no notebook is run: what a page sho
 import argparse, base64, importlib, importlib.util, json, os, posixpath, re, shutil, struct, sys, tempfile, textwrap
 from importlib.metadata import entry_points
 from pathlib import Path
+from urllib.parse import urlsplit
 import yaml
 from fastcore.nbio import read_nb
 from nbdev.config import get_config
@@ -17,6 +18,7 @@ here, root = Path(__file__).resolve().parent, Path(__file__).resolve().parents[1
 SECTIONS = dict(tutorials=('Tutorials', 'Things to do, step by step. Each runs on a laptop, and on Colab.'),
                 explanations=('Explanations', 'How it works, and why.'),
                 results=('Results', 'What was measured, with the commands that measure it again.'))
+COLAB = ('tutorials', 'explanations') # the sections whose pages lead to Colab, where there is something to run
 GROUPS = {'': 'Foundations', 'kv': 'Compressed prompts', 'weights': 'Smaller models', 'soft': 'Soft prompts', 'evaluation': 'Evaluation',
           'verbs': 'Command line', 'recipes': 'Recipes'} # the first part of a module's name, and what its modules have in common
 HOME = dict(train='kv', instruct='soft', cli='verbs') # modules without a package, and where a reader looks for them
@@ -72,6 +74,8 @@ class Links:
         self.repository, self.documentation = repository.rstrip('/'), documentation.rstrip('/') + '/'
 
     def file(self, path): return f"{self.repository}/{'tree' if (self.tree/path).is_dir() else 'blob'}/main/{path}"
+
+    def colab(self, notebook): return f"https://colab.research.google.com/github/{urlsplit(self.repository).path.strip('/')}/blob/main/nbs/{notebook}"
 
     def target(self, target, notebook):
         "What `target`, written in `notebook`, is called on the site"
@@ -136,7 +140,7 @@ def shown(outputs, heading, mend):
 def convert(nb, notebook, links):
     "The cells of the page that `nb`, nbdev's version of `notebook`, becomes"
     page, about, cells, targets = links.notebooks[notebook], front_matter(nb), [], set()
-    heading = about['title']
+    heading, runs = about['title'], any(c.cell_type == 'code' for c in nb.cells)
     def text(s): cells.append(dict(cell_type='markdown', metadata={}, source=s))
     def mend(s): return links(s, notebook)
     def named(c): # targets know no capitals: where names differ in those only, the first is meant
@@ -147,7 +151,8 @@ def convert(nb, notebook, links):
         source = getattr(c, 'source', '')
         if c.cell_type == 'raw':
             module = f'`{nb.module_}` · ' if nb.module_ else ''
-            text(f"# {about['title']}\n\n{{.lead}}\n{mend(about.get('description') or '')}\n\n{{.origin}}\n{module}[notebook]({links.file('nbs/' + notebook)})")
+            colab = f'\n\n{{.colab}}\n[Open in Colab]({links.colab(notebook)})' if runs and notebook.split('/')[0] in COLAB else ''
+            text(f"# {about['title']}\n\n{{.lead}}\n{mend(about.get('description') or '')}\n\n{{.origin}}\n{module}[notebook]({links.file('nbs/' + notebook)}){colab}")
         elif c.cell_type == 'markdown':
             if source.startswith('<!-- WARNING'): continue
             heading = next(iter(re.findall(r'^##+ (.*)', source, re.M)[::-1]), heading)

@@ -4,7 +4,7 @@ Importing torch and transformers takes seconds and would be most of the time of 
 once, into a server process that forks a child for every command (multiprocessing's `forkserver`); each command still has
 a process, streams and an exit code of its own. A few run from a cold start, to see that nothing else is printed there.
 """
-import json, multiprocessing, os, random, re, shutil, signal, subprocess, sys, time
+import json, multiprocessing, os, random, re, shlex, shutil, signal, subprocess, sys, time
 from pathlib import Path
 from types import ModuleType
 from unittest.mock import patch
@@ -391,6 +391,20 @@ def test_demo_on_a_text_of_ones_own(shell, folder):
     assert [row['slots'] for row in r['rows']] == [64, 4, 1, 4, 1, 0] and r['text'] == TEXT
     assert set(r['first_token_ms']) == {'full context', 'KV k=4', 'KV k=1'} and all(row['answers'] for row in r['rows'])
 
+@forks
+def test_shell_example_of_the_readme(tmp_path_factory, tmp_path):
+    "Word for word, with the model that ships; tests/from_wheel.sh does it with the wheel, in a new environment"
+    block = re.search(r'<!-- shell -->\n```sh\n(.*?)```', (root/'README.md').read_text(encoding='utf-8'), re.S)[1]
+    name, text = re.search(r"cat > (\S+) <<'END'\n(.*?)END\n", block, re.S).groups()
+    (tmp_path/name).write_text(text)
+    shell, said = Shell(tmp_path, tmp_path_factory.mktemp('streams')), []
+    for line in block.splitlines():
+        if not line.startswith('promptcompress '): continue
+        code, out, err = shell('', *shlex.split(line)[1:])
+        assert code == 0 and err == '' and out.strip(), line
+        said.append(out)
+    assert len(said) == 3 and len(said[2].splitlines()) == 2
+
 # --- help, interruption, bugs ----------------------------------------------------------------------------------------
 
 def test_help_is_quick_and_complete(folder):
@@ -401,11 +415,6 @@ def test_help_is_quick_and_complete(folder):
                            capture_output=True, text=True, env=os.environ | dict(PYTHONPATH=str(root)))
     assert not re.search(r'\| +(torch|numpy|transformers)$', heavy.stderr, re.M)
     for name in cli.VERBS: assert re.search(rf'^    {name.split()[0]}\b', p.stdout, re.M)
-
-def test_examples_in_the_help_parse():
-    import shlex
-    for name,v in cli.VERBS.items():
-        for e in v['examples']: cli.make_parser().parse_args([*name.split(), *shlex.split(e.split(' < ')[0])])
 
 def test_ctrl_c_is_130(monkeypatch, capsys):
     def stop(args): raise KeyboardInterrupt

@@ -1,5 +1,5 @@
 "The docs site: what docs/build.py makes of a notebook, and what docs/check.py finds"
-import base64, importlib, re, shutil, sys
+import base64, importlib, re, shutil, sys, warnings
 from pathlib import Path
 import pytest
 
@@ -85,6 +85,25 @@ def test_cells(links):
     assert hidden['metadata']['tags'] == ['remove-input'] and len(hidden['outputs']) == 1
     assert quiet['source'] == 'z' and not quiet['outputs']
 
+@pytest.mark.parametrize('notebook,leads', [('tutorials/1_quickstart.ipynb', True), ('explanations/positions.ipynb', True),
+                                            ('results/curves.ipynb', False), ('00_core.ipynb', False)])
+def test_open_in_colab(links, notebook, leads):
+    "A link in words under the title, since a badge would be a picture from elsewhere; where nothing runs there is none"
+    links.notebooks[notebook] = build.page_name(Path(notebook))
+    head, *_ = page(links, code('1 + 1'), notebook=notebook)
+    link = f'{{.colab}}\n[Open in Colab](https://colab.research.google.com/github/repo/blob/main/nbs/{notebook})'
+    assert head['source'].endswith(link) if leads else 'colab' not in head['source']
+    assert 'colab' not in page(links, md('Words.'), notebook=notebook)[0]['source']
+
+def test_the_colab_link_is_styled_and_leads_to_what_installs_itself():
+    assert '.yue p.colab a {' in (root/'docs'/'static'/'site.css').read_text(encoding='utf-8')
+    linked = []
+    for path in (p for s in build.COLAB for p in sorted((root/'nbs'/s).glob('*.ipynb'))):
+        codes = [c.source for c in build.read_nb(path).cells if c.cell_type == 'code']
+        if codes: linked.append(path)
+        assert not codes or re.match(r'#\| eval: false\n%pip install .*promptcompress', codes[0]), f'{path.name}: on Colab the package must be installed first'
+    assert len(linked) > 9
+
 def test_outputs(links):
     stream = lambda name, text: dict(output_type='stream', name=name, text=text)
     widget = result(**{'application_vnd.jupyter.widget-view+json': '{}', 'text_plain': ' 50%|###  | 1/2'})
@@ -115,6 +134,20 @@ def test_one_notebook_through_nbdev():
     shows = {c.shows_: c.source for c in nb.cells if 'shows_' in c}
     assert nb.module_ == 'promptcompress.lm' and 'LM' in shows and 'family:str=' in shows['tiny_lm'] and '# One of `FAMILIES`' in shows['tiny_lm']
     assert all('[source](' in s for s in shows.values()) and any('](' in c.source and 'lm.html#' in c.source for c in nb.cells if c.cell_type == 'markdown')
+
+@pytest.mark.parametrize('name', ['04_leakage.ipynb', '12_kv.makers.ipynb', 'tutorials/1_quickstart.ipynb'])
+def test_nbdev_docs_processes_a_notebook(name, tmp_path, monkeypatch):
+    "What `nbdev-docs` does before Quarto: exported cells and imports run, and nothing else does"
+    from nbdev.processors import FilterDefaults
+    from nbdev.serve_drv import exec_nb
+    monkeypatch.chdir(root); monkeypatch.setenv('IN_TEST', '1')
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', message='Found cells containing imports')
+        exec_nb(root/'nbs'/name, tmp_path/'made.ipynb', FilterDefaults)
+    made = build.read_nb(tmp_path/'made.ipynb').cells
+    assert made[0].cell_type == 'raw' and 'title:' in made[0].source
+    shows = [c for c in made if c.cell_type == 'code' and 'show_doc(' in c.source]
+    assert all(c.outputs for c in shows) and bool(shows) != name.startswith('tutorials')
 
 def test_every_link_of_the_notebooks():
     cfg = build.get_config(path=root)

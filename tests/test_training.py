@@ -86,3 +86,31 @@ def test_checkpoints_hold_what_was_trained(tmp_path, carrier):
     n = sum(p.nbytes for p in c.trained().values())
     assert (folder/'trained.safetensors').stat().st_size < n + 20_000 # names and shapes
     assert sum(f.stat().st_size for f in folder.iterdir()) < 3*n + 120_000 # and AdamW's two moments, and the log
+
+# --- a notebook ------------------------------------------------------------------------------------------------------
+
+cell = """
+import contextlib, sys
+import training_run as tr
+from promptcompress import train
+from_the_start = train.LiveCurve.__init__
+train.LiveCurve.__init__ = lambda self, every=0, ask=None: from_the_start(self, every, ask) # draw at each log
+with contextlib.redirect_stdout(sys.stderr): tr.run('command', 'kv')
+drawn = 'seaborn' in sys.modules
+print(len(tr.run('cell', 'kv', disable_tqdm=False)[1]), drawn)
+"""
+
+def test_a_kernel_shows_one_picture_that_changes(tmp_path):
+    "A real kernel: one output, replaced at each log, and none of the lines or the table that Trainer would print; a command's training, sent to stderr, draws nothing"
+    manager = pytest.importorskip('jupyter_client.manager'); pytest.importorskip('ipykernel')
+    env = os.environ | dict(PYTHONPATH=f'{here.parent}:{here}', OMP_NUM_THREADS='1'); env.pop('MPLBACKEND', None)
+    kernel = manager.KernelManager(); kernel.start_kernel(env=env, cwd=tmp_path)
+    client = kernel.client(); client.start_channels(); client.wait_for_ready(timeout=300)
+    got = []
+    try: reply = client.execute_interactive(cell, output_hook=got.append, timeout=500)
+    finally: client.stop_channels(); kernel.shutdown_kernel(now=True)
+    assert reply['content']['status'] == 'ok', reply['content']
+    pictures = [m for m in got if m['msg_type'] in ('display_data', 'update_display_data')]
+    assert [m['msg_type'] for m in pictures] == ['display_data'] + ['update_display_data']*11
+    assert len({m['content']['transient']['display_id'] for m in pictures}) == 1 and all('image/png' in m['content']['data'] for m in pictures)
+    assert ''.join(m['content']['text'] for m in got if m['msg_type'] == 'stream' and m['content']['name'] == 'stdout') == '12 False\n'

@@ -22,9 +22,9 @@ def test_badge_leads_here(path):
 
 @each
 def test_installs_first_and_looks_at_the_device(path):
-    install, imports = map(source, cells(path, 'code')[:2])
+    install, imports, first = map(source, cells(path, 'code')[:3])
     assert install.startswith('#| eval: false\n%pip install') and 'promptcompress' in install, 'the first code cell installs the package, on Colab only'
-    assert 'pick_device()' in imports and 'time.perf_counter()' in imports
+    assert 'import pick_device' in imports and 'import *' in imports and 'pick_device()' in first and 'time.perf_counter()' in first
 
 @each
 def test_time_was_measured(path):

@@ -63,7 +63,7 @@ def check_home(have:dict, lm:LM, what='This prompt'):
 # %% ../../nbs/40_soft.prompt.ipynb #836189ee
 class Prompt(SavedLearner):
     "Something learnt in front of the frozen `lm`, the same for every input; subclasses implement `batch()`"
-    kind = 'prompt'
+    kind, curve = 'prompt', None # the loss of its training, where that was just done
     def __init__(self, lm:LM, checkpointing=False, info=None):
         super().__init__()
         self.lm, self.checkpointing, self.info = lm, checkpointing, dict(info or {})

@@ -88,16 +88,17 @@ class KeepBest(TrainerCallback):
         self.learner.load_trained(self.folder)
         return {f'validation_{k}': v for k,v in read_json(self.folder/'loss.json').items()}
 
-# %% ../../nbs/41_soft.tune.ipynb #aaf57817
+# %% ../../nbs/41_soft.tune.ipynb #c7ff9248
 def tune(learner,          # A `Prompt`, or another learner of `input_ids`, `mask` and `labels` with a frozen `lm`
          data,             # Training text: anything `read_texts` takes
          preset='default', # A key of `PRESETS`; its settings can be replaced by name
          out=None,         # Folder for checkpoints; a temporary one if None
          validation=None,  # Text to choose the best step on; the last step is kept if None
          resume=False,     # Go on from the newest checkpoint in `out`?
+         live=None,        # Draw the loss while it falls, in a notebook? As in `fit`
          seed=0, steps=None, batch=None, length=None, rate=None, lr=None, weight_decay=None, # Replace the preset's
          **args            # Any other field of `TrainingArguments`
-        )->list:           # The loss curve
+        )->list:           # The loss curve, kept as `learner.curve` as well
     "Train on windows of running text by next-token likelihood"
     if resume and out is None: raise InputError("There is nothing to resume without out=: give the folder of the interrupted run")
     s = settings(preset, steps=steps, batch=batch, length=length, rate=rate, lr=lr, weight_decay=weight_decay, **args)
@@ -112,7 +113,7 @@ def tune(learner,          # A `Prompt`, or another learner of `input_ids`, `mas
     if out is None and arguments.world_size > 1: raise InputError("Several processes need a folder that they share: give out=")
     whole = batch*arguments.gradient_accumulation_steps*arguments.world_size # windows of a step, all processes
     windows.n = steps*whole
-    curve = fit(learner, windows, arguments, eval_dataset=held, resume=resume, callbacks=[keep], optimizer=optimizer)
+    learner.curve = curve = fit(learner, windows, arguments, eval_dataset=held, resume=resume, callbacks=[keep], optimizer=optimizer, live=live)
     arguments.distributed_state.wait_for_everyone() # the first process may still be writing the best
     record = dict(preset=preset, steps=steps, batch=whole, length=length, tokens=steps*whole*length, data=windows.sha256, seed=seed, loss=_last(curve), **keep.restore())
     learner.info = dict(getattr(learner, 'info', {})) | record
@@ -124,7 +125,7 @@ def _last(curve):
     losses = [r['loss'] for r in curve if 'loss' in r]
     return sum(tail := losses[-max(len(losses)//10, 1):])/len(tail) if losses else None
 
-# %% ../../nbs/41_soft.tune.ipynb #97ad3170
+# %% ../../nbs/41_soft.tune.ipynb #39351f4b
 def tune_soft_prompt(lm:LM,            # The compressed model, frozen
                      data,             # Training text: anything `read_texts` takes
                      k=100,            # Rows of the prompt
@@ -133,8 +134,8 @@ def tune_soft_prompt(lm:LM,            # The compressed model, frozen
                      teacher:LM=None,  # The uncompressed model, for distillation
                      distil=None,      # Weight of the teacher against the text, 0 to 1; 1 if there is a teacher
                      checkpointing=False, # Recompute activations in the backward pass: less memory, a third more time
-                     seed=0, **options # As in `tune`: preset, steps, out, validation, resume ...
-                    )->Prompt:
+                     seed=0, **options # As in `tune`: preset, steps, out, validation, resume, live ...
+                    )->Prompt: # With the loss as it fell in `curve`
     "Learn a prompt that heals a compressed model (Compress, Then Prompt, eq. 1)"
     kinds = dict(soft=SoftPrompt, kv=KVPrompt)
     if kind not in kinds: raise InputError(f"There is no kind of prompt '{kind}': choose soft or kv")
@@ -150,11 +151,11 @@ def tune_soft_prompt(lm:LM,            # The compressed model, frozen
     prompt.teacher = None
     return prompt
 
-# %% ../../nbs/41_soft.tune.ipynb #084858f9
+# %% ../../nbs/41_soft.tune.ipynb #1606df6c
 def tuned_once(folder, lm:LM, data, # As in `tune_soft_prompt`
                on:LM=None,          # A copy of `lm` to learn with; `lm` itself if None
                init=None, **options # As in `tune_soft_prompt`
-              )->Prompt:            # Standing in front of `lm`
+              )->Prompt:            # Standing in front of `lm`; learnt now, it has its `curve`
     "The prompt that is kept in `folder`, learnt now if there is none yet"
     folder = Path(folder)
     if (folder/'config.json').exists():
@@ -165,5 +166,6 @@ def tuned_once(folder, lm:LM, data, # As in `tune_soft_prompt`
     started = type(init)(fast, init) if isinstance(init, Prompt) else init
     learnt = tune_soft_prompt(fast, data, init=started, out=folder/'run', resume=last_checkpoint(folder/'run') is not None, **options)
     prompt = type(learnt)(lm, learnt, info=learnt.info)
+    prompt.curve = learnt.curve
     prompt.save_pretrained(folder)
     return prompt

@@ -13,12 +13,12 @@ from pathlib import Path
 from .arguments import chosen_lm, common_options, positive
 from .frame import group, verb
 
-# %% ../../nbs/65_verbs.evaluate.ipynb #2da9fd40
+# %% ../../nbs/65_verbs.evaluate.ipynb #1b13c651
 group('evaluate', 'Measure a model: how well it regenerates texts, answers, chooses or predicts a text, behind a prefix or without, and what it costs.', 'TASK')
 
-def result_options(p, text="file for the result, one JSON object; '-' prints it"):
+def result_options(p, text="file for the result, one JSON object; without a name, or with '-', it is printed"):
     "Options that every task has: where the result goes, and the model"
-    p.add_argument('--json', metavar='OUT', help=text)
+    p.add_argument('--json', metavar='OUT', nargs='?', const='-', help=text)
     common_options(p, json_flag=False)
 
 def _task_options(p):
@@ -33,7 +33,7 @@ def _task_options(p):
     p.add_argument('--check-leakage', nargs='+', metavar='FILE',
                    help='training files: drop test texts that share 13 words in a row with them or are not later')
     p.add_argument('--predictions', metavar='FILE', help='file for every prediction beside its reference (jsonl); with --json OUT.jsonl they are kept anyway, beside it')
-    result_options(p, "file for the results: .jsonl takes one row per cell as it is finished, and the same command goes on where it was stopped; .json takes a single result; '-' prints")
+    result_options(p, "file for the results: .jsonl takes one row per cell as it is finished, and the same command goes on where it was stopped; .json takes a single result; without a name, or with '-', they are printed")
 
 # %% ../../nbs/65_verbs.evaluate.ipynb #96db2c23
 def _regenerate_options(p):
@@ -48,7 +48,7 @@ def _qa_options(p):
     p.add_argument('--form', choices=('plain','chat'), default='plain', help='how to ask')
     _task_options(p); p.set_defaults(task='qa')
 
-# %% ../../nbs/65_verbs.evaluate.ipynb #8c720405
+# %% ../../nbs/65_verbs.evaluate.ipynb #437488c1
 def _checkpoints(args, takes):
     "Maker -> what `--compressor` names for it; `takes` are the makers that can have one"
     from promptcompress.core import InputError
@@ -66,9 +66,6 @@ def _checkpoints(args, takes):
 
 def _makers(args)->list:
     "The makers that `--maker`, `-k` and `--compressor` name"
-    from promptcompress import instruct # these three add their rows to the table of makers
-    from promptcompress.kv import compressor
-    from promptcompress.soft import prompt
     from promptcompress import instruct # these three add their rows to the table of makers
     from promptcompress.kv import compressor
     from promptcompress.kv.makers import make_maker

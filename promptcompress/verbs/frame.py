@@ -60,7 +60,7 @@ def make_parser()->argparse.ArgumentParser:
         p.set_defaults(run=v['run'])
     return top
 
-# %% ../../nbs/60_verbs.frame.ipynb #af4fb396
+# %% ../../nbs/60_verbs.frame.ipynb #37d917a4
 def _own_process():
     "Settings that only make sense if the process is ours; to be made before anything heavy is imported"
     import warnings
@@ -78,9 +78,9 @@ def main(argv=None # Words of the command line; those of this process if None
     try: args = make_parser().parse_args(argv)
     except SystemExit as e: return e.code
     try:
-        with (redirect_stderr(open(os.devnull, 'w')) if getattr(args, 'quiet', False) else nullcontext()): args.run(args)
+        with (redirect_stderr(open(os.devnull, 'w')) if getattr(args, 'quiet', False) else nullcontext()): code = args.run(args)
         sys.stdout.flush()
-        return 0
+        return code or 0
     except KeyboardInterrupt:
         return _fail('interrupted' + ('; the same command with --resume goes on from the last checkpoint' if 'resume' in args else ''), 130)
     except BrokenPipeError: # the reader of our output has gone, as `head` does

@@ -7,10 +7,10 @@ Docs: https://promptcompress.github.io/promptcompress/verbs.measure.html.md"""
 # %% auto #0
 __all__ = ['give_rows', 'evaluate_perplexity', 'evaluate_choices', 'evaluate_cost', 'report_results']
 
-# %% ../../nbs/68_verbs.measure.ipynb #aafc9e86
+# %% ../../nbs/68_verbs.measure.ipynb #caaeda8b
 import json
 from pathlib import Path
-from .arguments import chosen_lm, common_options, note, positive
+from .arguments import chosen_lm, note, output_options, positive, say
 from .evaluate import named_file, result_options
 from .frame import verb
 
@@ -160,11 +160,11 @@ def evaluate_cost(args):
     settings = cost_rows(lm, args.length, args.batch, makers=args.maker, k=args.k, prompt=args.prompt, new=args.new, rounds=args.rounds, memory=not args.no_memory)
     give_rows(args, (r for rows in settings for r in rows), cost_line)
 
-# %% ../../nbs/68_verbs.measure.ipynb #46296550
+# %% ../../nbs/68_verbs.measure.ipynb #17d6bce2
 def _report_options(p):
     p.add_argument('results', nargs='+', metavar='RESULTS', help='result files (.jsonl, .json)')
     p.add_argument('--out', required=True, metavar='DIR', help='folder for index.md, tables (.md, .tex) and figures (.png, with their data as .csv)')
-    p.add_argument('--quiet', action='store_true', help='name no files')
+    output_options(p)
 
 @verb('report', 'Make tables (Markdown, LaTeX) and figures (PNG, with their data) of result files.', ['table.jsonl curves.jsonl cost.jsonl --out report'], _report_options)
 def report_results(args):
@@ -172,4 +172,5 @@ def report_results(args):
     from promptcompress.data import existing_file
     from promptcompress.evaluation.report import report
     written = report([existing_file(f) for f in args.results], args.out)
-    if not args.quiet: print('\n'.join(str(Path(f)) for f in written))
+    files = [str(Path(f)) for f in written]
+    if args.json or not args.quiet: say(args, dict(out=args.out, files=files), '\n'.join(files))

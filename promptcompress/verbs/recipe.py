@@ -7,11 +7,11 @@ Docs: https://promptcompress.github.io/promptcompress/verbs.recipe.html.md"""
 # %% auto #0
 __all__ = ['recipe_prepare', 'recipe_lm', 'recipe_heal', 'recipe_export']
 
-# %% ../../nbs/67_verbs.recipe.ipynb #d8b4d599
+# %% ../../nbs/67_verbs.recipe.ipynb #5aba620c
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from .arguments import chosen_lm, positive, rate
+from .arguments import chosen_lm, output_options, positive, rate, say
 from .frame import group, verb
 
 # %% ../../nbs/67_verbs.recipe.ipynb #da9288d1
@@ -28,7 +28,7 @@ def _named_file(s):
     if not (eq and name and file and weight > 0): raise InputError(f"--text {s}: expected NAME=FILE or NAME=FILE:WEIGHT, with a weight above 0")
     return name, (str(existing_file(file)), weight)
 
-# %% ../../nbs/67_verbs.recipe.ipynb #572bc219
+# %% ../../nbs/67_verbs.recipe.ipynb #effff623
 def _prepare_options(p):
     p.add_argument('--text', nargs='+', required=True, metavar='NAME=FILE[:WEIGHT]', help='training texts, each with its share of the mixture (1)')
     p.add_argument('--squad', required=True, metavar='FILE', help='questions to train on (SQuAD, MRQA or jsonl)')
@@ -37,6 +37,7 @@ def _prepare_options(p):
     p.add_argument('--out', required=True, metavar='DIR', help='folder for tokenizer, packed texts and mixture.json')
     p.add_argument('--vocab-size', type=positive, default=4096, help='(4096)')
     p.add_argument('--limit', type=positive, help='texts per file at most, for a rehearsal')
+    output_options(p)
 
 @verb('recipe prepare', 'Learn a tokenizer and pack texts and questions for training.',
       ['--text arxiv=arxiv_2017_2019.jsonl.xz:0.6 wiki=wikipedia_en.jsonl.xz:0.4 --squad squad_train.json --cloze arxiv --wh wiki --out packed'],
@@ -50,9 +51,10 @@ def recipe_prepare(args):
         if (name := getattr(args, option)) not in text: raise InputError(f"--{option} {name}: name one of {', '.join(text)}")
     existing_file(args.squad); new_folder(args.out)
     from promptcompress.recipes.pocket import prepare
-    for name,n in prepare(text, args.squad, args.cloze, args.wh, args.out, args.vocab_size, limit=args.limit).items(): print(f'{name}: {n:,} tokens')
+    tokens = prepare(text, args.squad, args.cloze, args.wh, args.out, args.vocab_size, limit=args.limit)
+    say(args, dict(out=args.out, tokens=tokens), '\n'.join(f'{name}: {n:,} tokens' for name,n in tokens.items()))
 
-# %% ../../nbs/67_verbs.recipe.ipynb #9926fcf7
+# %% ../../nbs/67_verbs.recipe.ipynb #ea8483e0
 def _lm_options(p):
     p.add_argument('--data', required=True, metavar='DIR', help='folder of `recipe prepare`')
     p.add_argument('--out', required=True, metavar='DIR', help='folder for checkpoints; the model comes to DIR/model')
@@ -63,6 +65,7 @@ def _lm_options(p):
     p.add_argument('--seed', type=int, default=0)
     p.add_argument('--start', metavar='DIR', help='model of an earlier run to begin with; --depth is that model\'s then')
     p.add_argument('--resume', action='store_true', help='go on where the run in --out stopped')
+    output_options(p)
 
 @verb('recipe lm', 'Train a small language model on packed data.',
       ['--data packed --depth 6 --steps 4000 --out runs/lm', '--data packed --depth 6 --steps 4000 --out runs/lm --resume'], _lm_options)
@@ -75,9 +78,10 @@ def recipe_lm(args):
     from promptcompress.recipes.pocket import train_pocket
     with redirect_stdout(sys.stderr): curve = train_pocket(args.data, args.out, args.depth, args.steps, args.lr, args.tokens, args.seed, args.resume, args.start)
     lost = f", loss {curve[0]['loss']:.2f} -> {curve[-1]['loss']:.2f}" if curve else '' # a rehearsal may end before the first entry of the log
-    print(f"{Path(args.out)/'model'}: {args.depth} layers, {args.steps} steps{lost}")
+    say(args, dict(out=str(Path(args.out)/'model'), depth=args.depth, steps=args.steps, first_loss=curve[0]['loss'] if curve else None, loss=curve[-1]['loss'] if curve else None),
+        f"{Path(args.out)/'model'}: {args.depth} layers, {args.steps} steps{lost}")
 
-# %% ../../nbs/67_verbs.recipe.ipynb #4a7a1352
+# %% ../../nbs/67_verbs.recipe.ipynb #9e4667f9
 def _heal_options(p):
     p.add_argument('--model', required=True, metavar='DIR', help='model folder, such as runs/lm/model')
     p.add_argument('--data', nargs='+', required=True, metavar='FILE', help='text to calibrate and learn on')
@@ -86,6 +90,7 @@ def _heal_options(p):
     p.add_argument('-k', '--k', type=positive, default=100, help='rows of each prompt (100)')
     p.add_argument('--levels', nargs='+', metavar='NAME', help='some of s50 s62 s75 w4 w3 w2 w4s50: zeros in percent, bits per weight (all)')
     p.add_argument('--out', required=True, metavar='DIR', help='folder for the prompts and the packed model; what it holds is kept')
+    output_options(p)
 
 @verb('recipe heal', 'Learn the healing prompts that ship, one for each level of compression.',
       ['--model runs/lm/model --data arxiv_2017_2019.jsonl.xz wikipedia_en.jsonl.xz --out runs/heal'], _heal_options)
@@ -102,9 +107,10 @@ def recipe_heal(args):
     if not all(parts.values()): raise InputError(f"{len(texts)} texts are too few to learn from some and to choose on others: give more")
     args.device = 'cpu'
     with redirect_stdout(sys.stderr): found = heal_all(chosen_lm(args), parts, args.out, [long[n] for n in args.levels or long], steps=args.steps, k=args.k)
-    for name,p in found.items(): print(f"{name}: validation loss {p.info['validation_loss']:.3f} after {p.info['steps']} steps")
+    rows = {name: dict(validation_loss=p.info['validation_loss'], steps=p.info['steps']) for name,p in found.items()}
+    say(args, dict(out=args.out, prompts=rows), '\n'.join(f"{name}: validation loss {r['validation_loss']:.3f} after {r['steps']} steps" for name,r in rows.items()))
 
-# %% ../../nbs/67_verbs.recipe.ipynb #b8601274
+# %% ../../nbs/67_verbs.recipe.ipynb #751854db
 def _export_options(p):
     p.add_argument('--model', required=True, metavar='DIR', help='model folder, such as runs/lm/model')
     p.add_argument('--kv', metavar='DIR', help='trained compressor with carrier kv')
@@ -115,6 +121,7 @@ def _export_options(p):
     p.add_argument('--questions', nargs='*', default=[], metavar='NAME=FILE', help='unseen questions, to measure for the model card')
     p.add_argument('--lm-run', nargs='+', default=[], metavar='DIR', help='what `recipe lm` wrote, run after run, for the model card')
     p.add_argument('--packed', metavar='DIR', help='what `recipe prepare` wrote, for the model card')
+    output_options(p)
 
 @verb('recipe export', 'Put model and compressors into one folder, in bf16.',
       ['--model runs/lm/model --kv runs/kv-qa --icae runs/icae-qa --out pocket'], _export_options)
@@ -126,4 +133,4 @@ def recipe_export(args):
     test, questions = ({name: f for name,(f,_) in map(_named_file, some)} for some in (args.test, args.questions))
     args.device, out = 'cpu', new_folder(args.out)
     files = export_pocket(out, chosen_lm(args), args.kv, args.icae, args.heal, test, questions, args.lm_run, args.packed)
-    print(f"{args.out}: {sum(files.values())/1e6:.1f} MB")
+    say(args, dict(out=args.out, files=files, bytes=sum(files.values())), f"{args.out}: {sum(files.values())/1e6:.1f} MB")

@@ -7,8 +7,8 @@ Docs: https://promptcompress.github.io/promptcompress/weights.recipe.html.md"""
 # %% auto #0
 __all__ = ['METHODS', 'parse_sparsity', 'Recipe', 'Grid', 'fp16_scales', 'find_grid']
 
-# %% ../../nbs/29_weights.recipe.ipynb #f6f51f5e
-import re
+# %% ../../nbs/29_weights.recipe.ipynb #2f2479da
+import html, re
 from dataclasses import asdict, dataclass, replace
 import torch
 from ..core import InputError
@@ -83,6 +83,39 @@ def _published(cls, sparsity=0., bits=None, group=-1, **kw):
     "The settings of the papers' own code: columns in their order, scales from minimum and maximum, a budget in every block, no second look"
     return cls(**(dict(sparsity=sparsity, bits=bits, group=group, sym=False if bits else None, act_order=False, search=0, sweeps=0, budget='block', true_sequential=not parse_sparsity(sparsity)[0]) | kw))
 Recipe.published = classmethod(_published)
+
+# %% ../../nbs/29_weights.recipe.ipynb #39374f3b
+def _stored_bits(self, rows=4096,   # Outputs of the layer
+                 columns=4096,      # Inputs
+                )->float:
+    "Bits per weight that a matrix takes as stored (GPTQ layout), scales, zeros and group numbers included"
+    if not self.bits: return 16.
+    words = lambda n: 32*-(-n*self.bits//32)
+    groups = 1 if self.group == -1 else -(-columns//self.group)
+    return (words(columns)*rows + groups*(words(rows) + 16*rows) + 32*columns)/(rows*columns)
+Recipe.stored_bits = _stored_bits
+
+# %% ../../nbs/29_weights.recipe.ipynb #a2eec944
+def _words(self)->dict:
+    "What is done with the weights, line by line"
+    f, n, m = parse_sparsity(self.sparsity)
+    where = 'matrix' if self.budget == 'matrix' else f'block of {self.block} columns'
+    order = {True: 'columns with large inputs first', False: 'columns in their own order'}.get(self.act_order, 'columns with large inputs first, where that helps')
+    said = dict(zeros=f'{m - n} of every {m} neighbours in a row' if m else f'{100*f:g}% of each {where}' if f else 'none beyond those of rounding')
+    if self.bits:
+        said['bits'] = f'{self.bits} for each weight: {2**self.bits} levels'
+        said['group'] = ('a whole row shares' if self.group == -1 else f'{self.group} weights of a row share') + ' a scale and a zero'
+        said['grid'] = 'symmetric about zero' if self.symmetric else 'not symmetric: the zero is where it suits the group'
+    said['method'] = f'{self.method}: {METHODS[self.method]}'
+    if self.method == 'obs': said['order'] = order
+    bits = self.stored_bits()
+    return said | {'stored': f'{bits:.2f} bits per weight', 'compression': f'{16/bits:.2f} to 1, against 16 bits'}
+
+def _html(self):
+    "`_words` as a table, for Jupyter"
+    rows = ''.join(f'<tr><th style="text-align:left">{html.escape(k)}</th><td style="text-align:left">{html.escape(v)}</td></tr>' for k,v in _words(self).items())
+    return f'<p><b>{html.escape(str(self))}</b></p><table>{rows}</table>'
+Recipe._repr_html_ = _html
 
 # %% ../../nbs/29_weights.recipe.ipynb #06d5fa2e
 class Grid:
