@@ -7,12 +7,13 @@ Docs: https://promptcompress.github.io/promptcompress/results/soft_perplexity.ht
 # %% auto #0
 __all__ = ['WINDOWS', 'lora', 'methods', 'score', 'run', 'main']
 
-# %% ../../nbs/results/soft_perplexity.ipynb #297a0272
+# %% ../../nbs/results/soft_perplexity.ipynb #d9819e64
 import argparse, sys
 from functools import partial
 from pathlib import Path
 from ..core import PromptCompressError, append_result, progress, run_info
 from ..evaluation.perplexity import perplexity
+from ..evaluation.results import read_results, short_name
 from ..lm import load_lm
 from ..recipes.healing import LEVELS, SETTINGS, add_sources, compressed, healed, quick, read_sources
 from ..soft.prompt import hard_prompt
@@ -47,7 +48,7 @@ def methods(lm, small, level, parts, work, lr, k, n, calibrate, **settings)->dic
     return found | dict(distilled=lambda: behind(prompt(f'{slug}-distilled', teacher=quick(lm))), eora=lambda: corrected(2*k*width),
                         eora_baked=lambda: corrected(behind(soft())[3]))
 
-# %% ../../nbs/results/soft_perplexity.ipynb #3cba991e
+# %% ../../nbs/results/soft_perplexity.ipynb #22d1f78b
 WINDOWS = (128, 512)
 
 def score(model, prefix, test, limit, bos='window')->dict:
@@ -55,17 +56,17 @@ def score(model, prefix, test, limit, bos='window')->dict:
     p = {w: perplexity(model, test, prefix=prefix, window=min(w, model.window - (len(prefix) if prefix else 0)), bos=bos, limit=limit) for w in WINDOWS}
     return {str(w): dict(ppl=x.ppl, ci=x.ci, tokens=x.tokens, nats=x.nats) for w,x in p.items()}
 
-def run(lm, parts, work, levels=tuple(LEVELS), only=None, lr=1e-2, limit=30_000, k=SETTINGS['k'], n=128, calibrate=512, group=64, **settings):
+def run(lm, parts, work, levels=tuple(LEVELS), only=None, lr=1e-2, limit=30_000, k=SETTINGS['k'], n=128, calibrate=512, group=64, done=(), **settings):
     "Yield one row per level and method"
     settings = {n: v for n,v in SETTINGS.items() if n != 'k'} | settings
     for level in progress(levels, 'level'):
         small = compressed(lm, level, parts['train'], n, calibrate, group)
         for name, make in methods(lm, small, level, parts, work, lr, k, n, calibrate, **settings).items():
-            if only and name not in only: continue
+            if (only and name not in only) or (level, name) in done: continue
             model, prefix, numbers, size = make()
             yield dict(level=level, method=name, k=k, slots=len(prefix) if prefix else 0, learnt=numbers, bytes=size, settings=settings | (dict(lr=lr) if name == 'lora' else {}), scores=score(model, prefix, parts['test'], limit, 'none' if name.endswith('_running') else 'window'))
 
-# %% ../../nbs/results/soft_perplexity.ipynb #e194102a
+# %% ../../nbs/results/soft_perplexity.ipynb #fd13abd8
 def main(argv=None)->int:
     "The command line"
     p = argparse.ArgumentParser(prog='python -m promptcompress.benchmarks.soft_perplexity', description=run.__doc__)
@@ -81,9 +82,10 @@ def main(argv=None)->int:
     p.add_argument('--lr', type=float, default=1e-2, help='of the LoRA (0.01: of 0.002, 0.01 and 0.03 the best on validation text at 62.5 %%)')
     args = p.parse_args(argv)
     try:
-        info, parts = run_info(seed=0), read_sources(args)['c4']
-        for row in run(load_lm(args.model), parts, args.work, args.levels, args.methods, args.lr, steps=args.steps, length=args.length, batch=args.batch):
-            append_result(args.out, dict(**info, report=parts['report'], **row))
+        info, lm, parts = run_info(seed=0), load_lm(args.model), read_sources(args)['c4']
+        done = {(r['level'], r['method']) for r in read_results(args.out, repair=True) if r.get('fingerprint') == lm.fingerprint}
+        for row in run(lm, parts, args.work, args.levels, args.methods, args.lr, steps=args.steps, length=args.length, batch=args.batch, done=done):
+            append_result(args.out, dict(**info, model=short_name(args.model), fingerprint=lm.fingerprint, report=parts['report'], **row))
             print(f"{row['level']:14} {row['method']:12}" + ''.join(f"  {w}: {s['ppl']:9.2f}" for w,s in row['scores'].items()), flush=True)
         return 0
     except PromptCompressError as e: print(f'error: {e}', file=sys.stderr); return 2
