@@ -11,7 +11,7 @@ from urllib.parse import unquote, urldefrag, urlsplit
 
 PHONE, DESK = dict(width=390, height=844), dict(width=1280, height=800)
 SHOTS = [('front', 'index.html', 'light', DESK), ('front-phone', 'index.html', 'light', PHONE), ('api', 'kv.prefix.html', 'light', DESK),
-         ('result', 'results/pocket_regeneration.html', 'light', DESK), ('result-dark', 'results/pocket_regeneration.html', 'dark', DESK),
+         ('result', 'results/regeneration_curves.html', 'light', DESK), ('result-dark', 'results/regeneration_curves.html', 'dark', DESK),
          ('search', 'search.html?q=KVPrefix', 'light', DESK), ('tutorial', 'tutorials/quickstart.html', 'light', DESK),
          ('playground', 'playground.html#the-controls', 'light', DESK)]
 

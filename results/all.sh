@@ -2,7 +2,7 @@
 # Every number that depends on the pocket model, again from the weights that ship, one step after the other. A step that was interrupted goes on where its command can;
 # a step that has ended is not repeated. Times of other machines (soft_latency, cost, qa_throughput, training_step) and comparisons that use other models
 # (weights_peers, weights_memory) don't depend on the weights: their notebooks have the commands.
-# usage: results/all.sh DATA RUNS [STEP ...]     DATA holds text/ and qa/ (nbs/recipes/pocket.ipynb says which files), RUNS keeps prompts, readers and which steps are done
+# usage: results/all.sh DATA RUNS [STEP ...]     DATA holds text/ and qa/ (nbs/recipes/pocket.ipynb says which files), RUNS is that of results/pocket/train.sh, and keeps prompts, readers and which steps are done
 set -euo pipefail
 D=$1 R=$2; shift 2
 T=$D/text old=$T/arxiv_2017_2019.jsonl.xz new=$T/arxiv_2025.jsonl.xz
@@ -18,7 +18,7 @@ step() { # name, its result files, then a command: results of other weights are 
     [ -f $R/$name.begun ] || { rm -f $files; touch $R/$name.begun; }
     echo "== $name"; "$@"; touch $R/$name.done
 }
-step pocket "results/pocket/regenerate-* results/pocket/qa-*" results/pocket/run.sh $D
+step pocket "results/pocket/stage1-*.jsonl" results/pocket/run.sh $D $R
 step evaluation "results/evaluation/*.jsonl" results/evaluation/run.sh $D $R
 step token_usage results/token_usage.jsonl bench token_usage --data $new --compressor pocket-kv pocket-icae -k 16 4 1 -n 100 --out results/token_usage.jsonl
 step errors results/errors.jsonl bench errors --data $new --compressor pocket-kv pocket-icae -k 16 4 1 -n 100 --out results/errors.jsonl

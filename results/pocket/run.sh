@@ -1,19 +1,10 @@
 #!/bin/bash
-# Every number of nbs/results/pocket_regeneration.ipynb, from the shipped weights; with RUNS of train.sh also those of stage 2.
-# usage: results/pocket/run.sh DATA [RUNS]
+# What stage 1 alone can do, for nbs/results/pocket_training.ipynb; what ships has had stage 2, and results/evaluation/run.sh measures that on the same texts and questions.
+# usage: results/pocket/run.sh DATA RUNS     RUNS of results/pocket/train.sh
 set -euo pipefail
-D=$1 O=results/pocket
-new=$D/text/arxiv_2025.jsonl.xz old=$D/text/arxiv_2017_2019.jsonl.xz
-
-for task in regenerate qa; do
-    data=$([ $task = qa ] && echo --cloze || echo --data)
-    for maker in none full; do promptcompress evaluate $task $data $new --maker $maker --length 96 -n 200 --check-leakage $old --json $O/$task-$maker.json; done
-    for maker in truncated icae 500x; do for k in 16 4 1; do
-        promptcompress evaluate $task $data $new --maker $maker --k $k --length 96 -n 200 --check-leakage $old --json $O/$task-$maker-$k.json --predictions $O/$task-$maker-$k.rows.jsonl
-    done; done
-done
-
-if [ $# -gt 1 ]; then for c in 500x:kv icae:embeds; do for task in regenerate qa; do # what stage 2 changed
-    data=$([ $task = qa ] && echo --cloze || echo --data)
-    promptcompress evaluate $task $data $new --maker ${c%:*} --k 16 --compressor $2/${c#*:}-2 --length 96 -n 200 --check-leakage $old --json $O/stage2-$task-${c%:*}-16.json
-done; done; fi
+D=$1 R=$2 O=results/pocket
+new=$D/text/arxiv_2025.jsonl.xz
+train="$D/text/arxiv_2017_2019.jsonl.xz $D/text/wikipedia_en.jsonl.xz $D/text/openstax.jsonl.xz $D/qa/squad_v1.1_train_44_articles.json"
+stage1="--maker icae 500x -k 16 4 1 --compressor icae=$R/embeds-1 500x=$R/kv-1 --check-leakage $train --batch 50"
+promptcompress evaluate regenerate --data arxiv=$new --length 96 -n 100 $stage1 --json $O/stage1-regenerate.jsonl
+promptcompress evaluate qa --cloze arxivqa=$new --length 96 -n 500 $stage1 --json $O/stage1-qa.jsonl

@@ -1,6 +1,5 @@
 #!/bin/bash
 # The commands that make promptcompress/pocket, one per step; training steps can be interrupted and continued with --resume.
-# The weights in the package are those that this file made as of commit 1284e62; the commands below make the next ones.
 # On 2 CPU cores: steps 1 and 2 some 50 minutes, step 3 a hundred on both cores, step 4 a hundred per carrier on one core (side by side), the rest half an hour.
 # usage: results/pocket/train.sh DATA RUNS     DATA holds text/ and qa/ (nbs/recipes/pocket.ipynb says which files), RUNS gets everything that is made
 set -euo pipefail
@@ -35,4 +34,4 @@ promptcompress recipe export --model $R/lm/model --kv $R/kv-2 --icae $R/embeds-2
     --test "arXiv abstracts of 2025=$D/text/arxiv_2025.jsonl.xz" "TinyStories=$D/text/tinystories_slice.jsonl.xz" \
     --questions "SQuAD v1.1 dev, half=$D/qa/squad_v1.1_dev_half.json" --lm-run $R/lm-1 $R/lm --packed $R/data
 for c in kv embeds; do for s in 1 2; do cp $R/$c-$s/log.jsonl results/pocket/$c-$s.log.jsonl; done; done
-cp $R/lm/log.jsonl results/pocket/lm.log.jsonl
+for l in lm-1 lm; do cp $R/$l/log.jsonl results/pocket/$l.log.jsonl; done
