@@ -13,8 +13,9 @@ promptcompress evaluate qa --data squad=$D/qa/squad_v1.1_dev_half.json hotpotqa=
     relation_extraction=$D/qa/RelationExtraction.dev.half.jsonl.gz --cloze arxivqa=$D/text/arxiv_2025.jsonl.xz --length 96 -n 500 \
     --maker none full instruct truncated bytes icae 500x -k 16 4 1 --compressor instruct=$R/instruct --check-leakage $train --batch 64 --json $O/qa.jsonl
 
-for chunk in 96 480; do # pieces of the length the compressors were trained for; the whole text in one pass
-    promptcompress evaluate regenerate --data arxiv=$D/text/arxiv_2025.jsonl.xz --length 96 192 288 384 480 -n 100 --maker none full truncated icae 500x -k 16 4 1 \
-        --chunk $chunk --check-leakage $train --batch 25 --json $O/regeneration-$chunk.jsonl
-done
+# in pieces of the length that the compressors were trained for; then the whole text in one pass
+promptcompress evaluate regenerate --data arxiv=$D/text/arxiv_2025.jsonl.xz --length 96 192 288 384 480 -n 100 --maker none full truncated icae 500x -k 16 4 1 \
+    --chunk 96 --check-leakage $train --batch 25 --json $O/regeneration-96.jsonl
+promptcompress evaluate regenerate --data arxiv=$D/text/arxiv_2025.jsonl.xz --length 192 288 384 480 -n 100 --maker icae 500x -k 16 4 1 \
+    --chunk 480 --check-leakage $train --batch 25 --json $O/regeneration-480.jsonl
 for f in qa regeneration-96 regeneration-480; do promptcompress report $O/$f.jsonl --out $O/$f --quiet; done
