@@ -82,6 +82,11 @@ def test_wheel_has_the_package_data(files, tree, wheel):
     assert want == {n for n in files if n.startswith('promptcompress/pocket/')}
     assert wheel.stat().st_size < 40e6, 'the design allows about 35 MB'
 
+def test_package_data_names_no_folder_of_the_machine_it_was_made_on(files, wheel):
+    with zipfile.ZipFile(wheel) as z:
+        told = [n for n in files if n.startswith('promptcompress/pocket/') and n.endswith(('.json','.md')) and 'tokenizer' not in n and re.search(r'"(/|~|[A-Z]:\\\\)', z.read(n).decode())]
+    assert not told
+
 def test_versions_agree(metadata, settings):
     import promptcompress
     cited = next(l.split()[1] for l in (root/'CITATION.cff').read_text(encoding='utf-8').splitlines() if l.startswith('version:'))

@@ -310,9 +310,10 @@ def export_pocket(out,         # New folder, such as `promptcompress/pocket`
     if out.exists() and any(out.iterdir()): raise InputError(f"{out} exists: remove it, or name another folder")
     comps = {part: Compressor.from_pretrained(folder, lm) for part,folder in dict(kv=kv, icae=icae).items() if folder}
     for part,c in comps.items():
+        info = c.info
         if c.config.carrier != dict(kv='kv', icae='embeds')[part]: raise InputError(f"{part}: this compressor's carrier is {c.config.carrier}")
         if 'transferred_from' in c.info: raise InputError(f"{part}: this compressor was trained on another model ({c.info['transferred_from']}, not {lm.fingerprint})")
-        c.info.pop('name', None)
+        while info is not None: info.pop('name', None); info = info.get('previous') # paths of the machine where it was trained, stage by stage
     prompts = {p.name: load_prompt(p, lm) for p in sorted(Path(heal).glob('heal-*'))} if heal else {}
     facts = {name: held_out(lm, read_texts(f)) for name,f in (test or {}).items()}
     answers = {name: evaluate_qa(lm, 'full', select_qa(f, lm, n=500)[0], batch_size=64)['scores'] for name,f in (questions or {}).items()}
