@@ -5,6 +5,6 @@ set -euo pipefail
 D=$1 R=$2 O=results/pocket
 new=$D/text/arxiv_2025.jsonl.xz
 train="$D/text/arxiv_2017_2019.jsonl.xz $D/text/wikipedia_en.jsonl.xz $D/text/openstax.jsonl.xz $D/qa/squad_v1.1_train_44_articles.json"
-stage1="--maker icae 500x -k 16 4 1 --compressor icae=$R/embeds-1 500x=$R/kv-1 --check-leakage $train --batch 50"
+stage1="--maker icae 500x -k 16 --compressor icae=$R/embeds-1 500x=$R/kv-1 --check-leakage $train --batch 50"
 promptcompress evaluate regenerate --data arxiv=$new --length 96 -n 100 $stage1 --json $O/stage1-regenerate.jsonl
 promptcompress evaluate qa --cloze arxivqa=$new --length 96 -n 500 $stage1 --json $O/stage1-qa.jsonl
