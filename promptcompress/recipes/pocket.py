@@ -317,13 +317,15 @@ def export_pocket(out,         # New folder, such as `promptcompress/pocket`
     prompts = {p.name: load_prompt(p, lm) for p in sorted(Path(heal).glob('heal-*'))} if heal else {}
     facts = {name: held_out(lm, read_texts(f)) for name,f in (test or {}).items()}
     answers = {name: evaluate_qa(lm, 'full', select_qa(f, lm, n=500)[0], batch_size=64)['scores'] for name,f in (questions or {}).items()}
-    lm.model.to(torch.bfloat16); lm.name = out.name
+    lm.model.to(torch.bfloat16); was, lm.name = lm.name, out.name
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.name}.') as tmp:
         whole = Path(tmp)/out.name
         lm.model.save_pretrained(whole); lm.tokenizer.save_pretrained(whole)
         for part,c in comps.items(): c.save_pretrained(whole/part, dtype=torch.bfloat16)
-        for name,p in prompts.items(): p.info.pop('transferred_from', None); p.save_pretrained(whole/name, dtype=torch.bfloat16)
+        for name,p in prompts.items():
+            p.info.pop('transferred_from', None); p.home['model'] = p.home['model'].replace(was, out.name)
+            p.save_pretrained(whole/name, dtype=torch.bfloat16)
         for f in Path(heal).glob('*/quantize_config.json') if heal else (): shutil.copytree(f.parent, whole/f.parent.name)
         (whole/'MODEL_CARD.md').write_text(model_card(lm, facts, answers, runs, data), encoding='utf-8')
         for f in whole.rglob('*'): f.chmod(0o755 if f.is_dir() else 0o644) # weights come out private, but a package is for everybody
