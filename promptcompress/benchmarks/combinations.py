@@ -7,11 +7,12 @@ Docs: https://promptcompress.github.io/promptcompress/results/combinations.html.
 # %% auto #0
 __all__ = ['LEVEL', 'Stored', 'Beside', 'MadeBy', 'on_full', 'on_small', 'run', 'main']
 
-# %% ../../nbs/results/combinations.ipynb #cefad86c
+# %% ../../nbs/results/combinations.ipynb #25303040
 import argparse, hashlib, sys
 from ..core import PromptCompressError
 from ..evaluation.items import check_sets, qa_set, text_set
 from ..evaluation.qa import sweep
+from ..kv import compressor # adds its makers to the table
 from ..kv.makers import Maker, make_maker
 from ..lm import load_lm
 from ..recipes.healing import compressed, healed, split
