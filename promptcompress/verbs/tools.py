@@ -7,24 +7,27 @@ Docs: https://promptcompress.github.io/promptcompress/verbs.tools.html.md"""
 # %% auto #0
 __all__ = ['benchmarks', 'bench', 'completion']
 
-# %% ../../nbs/69_verbs.tools.ipynb #b2c661aa
-import argparse, ast, json, sys
+# %% ../../nbs/69_verbs.tools.ipynb #1fe6c70f
+import argparse, ast, json
 from importlib import import_module, resources
 from .arguments import output_options
 from .frame import make_parser, verb
 
-# %% ../../nbs/69_verbs.tools.ipynb #e7bebd68
-def benchmarks()->dict: # name -> what it measures
-    "The modules of `promptcompress.benchmarks`, with the first sentence of their notebooks"
-    files = [f for f in resources.files('promptcompress.benchmarks').iterdir() if f.name.endswith('.py') and f.name != '__init__.py']
-    about = {f.name.removesuffix('.py'): ast.get_docstring(ast.parse(f.read_text(encoding='utf-8'))) for f in files}
-    return {name: ' '.join((about[name] or '').partition('\n\nDocs:')[0].split()) for name in sorted(about)}
+# %% ../../nbs/69_verbs.tools.ipynb #380dd329
+def _files():
+    "The modules of `promptcompress.benchmarks`: name -> file"
+    found = {f.name.removesuffix('.py'): f for f in resources.files('promptcompress.benchmarks').iterdir() if f.name.endswith('.py') and f.name != '__init__.py'}
+    return dict(sorted(found.items()))
 
-# %% ../../nbs/69_verbs.tools.ipynb #359754c9
+def benchmarks()->dict: # name -> what it measures
+    "The benchmarks of this package, with the summaries of their notebooks"
+    about = {name: ast.get_docstring(ast.parse(f.read_text(encoding='utf-8'))) for name,f in _files().items()}
+    return {name: ' '.join((text or '').partition('\n\nDocs:')[0].split()) for name,text in about.items()}
+
+# %% ../../nbs/69_verbs.tools.ipynb #4ea226fa
 def _bench_options(p):
-    names = sorted(f.name.removesuffix('.py') for f in resources.files('promptcompress.benchmarks').iterdir() if f.name.endswith('.py') and f.name != '__init__.py')
     output_options(p)
-    p.add_argument('name', nargs='?', choices=names, metavar='NAME', help='benchmark to run; all are listed if not given')
+    p.add_argument('name', nargs='?', choices=[*_files()], metavar='NAME', help='benchmark to run; all are listed if not given')
     p.add_argument('words', nargs=argparse.REMAINDER, metavar='...', help="the benchmark's own options: `promptcompress bench NAME --help`")
 
 @verb('bench', 'Run a benchmark of this package, or list them: each writes a result file that names commit, versions, device and seed.',
