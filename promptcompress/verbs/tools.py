@@ -7,10 +7,10 @@ Docs: https://promptcompress.github.io/promptcompress/verbs.tools.html.md"""
 # %% auto #0
 __all__ = ['benchmarks', 'bench', 'completion']
 
-# %% ../../nbs/69_verbs.tools.ipynb #1fe6c70f
-import argparse, ast, json
+# %% ../../nbs/69_verbs.tools.ipynb #ac3e714f
+import argparse, ast
 from importlib import import_module, resources
-from .arguments import output_options
+from .arguments import output_options, say
 from .frame import make_parser, verb
 
 # %% ../../nbs/69_verbs.tools.ipynb #380dd329
@@ -24,7 +24,7 @@ def benchmarks()->dict: # name -> what it measures
     about = {name: ast.get_docstring(ast.parse(f.read_text(encoding='utf-8'))) for name,f in _files().items()}
     return {name: ' '.join((text or '').partition('\n\nDocs:')[0].split()) for name,text in about.items()}
 
-# %% ../../nbs/69_verbs.tools.ipynb #4ea226fa
+# %% ../../nbs/69_verbs.tools.ipynb #162e3c09
 def _bench_options(p):
     output_options(p)
     p.add_argument('name', nargs='?', choices=[*_files()], metavar='NAME', help='benchmark to run; all are listed if not given')
@@ -37,7 +37,7 @@ def bench(args):
     if args.name: return import_module(f'promptcompress.benchmarks.{args.name}').main(args.words)
     found = benchmarks()
     width = max(map(len, found))
-    print(json.dumps(found, indent=2, ensure_ascii=False) if args.json else '\n'.join(f'{name:{width}}  {about}' for name,about in found.items()))
+    say(args, found, '\n'.join(f'{name:{width}}  {about}' for name,about in found.items()))
 
 # %% ../../nbs/69_verbs.tools.ipynb #3e31f2f9
 def _paths(parser):
@@ -51,7 +51,7 @@ def _paths(parser):
             elif 'DIR' in a.metavar: a.complete = shtab.DIRECTORY
     return parser
 
-# %% ../../nbs/69_verbs.tools.ipynb #2b21310d
+# %% ../../nbs/69_verbs.tools.ipynb #11998b4b
 def _completion_options(p):
     p.add_argument('shell', choices=('bash','zsh','fish','tcsh'), help='the shell to write it for')
     output_options(p)
@@ -63,4 +63,4 @@ def completion(args):
     "Parser -> script"
     import shtab
     script = shtab.complete(_paths(make_parser()), args.shell)
-    print(json.dumps(dict(shell=args.shell, script=script)) if args.json else script)
+    say(args, dict(shell=args.shell, script=script), script)
