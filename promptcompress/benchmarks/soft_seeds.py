@@ -7,19 +7,18 @@ Docs: https://promptcompress.github.io/promptcompress/results/soft_seeds.html.md
 # %% auto #0
 __all__ = ['CELLS', 'run', 'main']
 
-# %% ../../nbs/results/soft_seeds.ipynb #c8fe239f
+# %% ../../nbs/results/soft_seeds.ipynb #7b0fb58e
 import argparse, sys
 from pathlib import Path
 from ..core import PromptCompressError, append_result, progress, run_info
-from ..evaluation.perplexity import perplexity
-from ..evaluation.results import read_results
+from ..evaluation.results import read_results, short_name
 from ..lm import load_lm
-from ..recipes.healing import add_sources, compressed, healed, read_sources
+from ..recipes.healing import add_sources, compressed, healed, perplexities, read_sources
 
-# %% ../../nbs/results/soft_seeds.ipynb #ef74c130
+# %% ../../nbs/results/soft_seeds.ipynb #332b0d66
 CELLS = {'full': (100,), '50 %': (100,), '50 % + 4 bits': (100,), '62.5 %': (25, 50, 75, 100)} # level of `recipes.healing` -> lengths of prompts
 
-def run(lm, parts, work, cells=CELLS, seeds=(0, 1, 2), limit=30_000, window=128, n=128, calibrate=512, group=64, done=(), **settings):
+def run(lm, parts, work, cells=CELLS, seeds=(0, 1, 2), limit=30_000, n=128, calibrate=512, group=64, done=(), **settings):
     "Yield one row per level without a prompt, and one per level, length and seed"
     for level, ks in progress(cells.items(), 'level'):
         small = compressed(lm, level, parts['train'], n, calibrate, group)
@@ -27,11 +26,10 @@ def run(lm, parts, work, cells=CELLS, seeds=(0, 1, 2), limit=30_000, window=128,
             if (level, k, seed) in done: continue
             name = f"{level.replace(' ', '').replace('%', 'percent')}-{k}-{seed}"
             prompt = healed(small, parts, Path(work)/lm.fingerprint, name, k=k, seed=seed, **settings) if k else None
-            p = perplexity(small, parts['test'], prefix=prompt and prompt.bake(small), window=window, limit=limit)
-            yield dict(level=level, k=k, prompt_seed=seed, ppl=p.ppl, ci=p.ci, tokens=p.tokens, window=window, fingerprint=small.fingerprint,
-                       validation=prompt.info['validation_loss'] if prompt else None)
+            yield dict(level=level, k=k, prompt_seed=seed, scores=perplexities(small, prompt and prompt.bake(small), parts['test'], limit),
+                       fingerprint=small.fingerprint, validation=prompt.info['validation_loss'] if prompt else None)
 
-# %% ../../nbs/results/soft_seeds.ipynb #302d242b
+# %% ../../nbs/results/soft_seeds.ipynb #25a7d8f1
 def main(argv=None)->int:
     "The command line"
     p = argparse.ArgumentParser(prog='python -m promptcompress.benchmarks.soft_seeds', description=run.__doc__)
@@ -46,8 +44,8 @@ def main(argv=None)->int:
         info, lm, parts = run_info(seed=0), load_lm(args.model), read_sources(args)['c4']
         done = {(r['level'], r['k'], r['prompt_seed']) for r in read_results(args.out, repair=True) if r['model_fingerprint'] == lm.fingerprint}
         for row in run(lm, parts, args.work, {l: CELLS[l] for l in args.levels}, args.seeds, done=done):
-            append_result(args.out, dict(**info, model=lm.name, model_fingerprint=lm.fingerprint, report=parts['report'], **row))
-            print(f"{row['level']:14} {row['k']:4} rows, seed {row['prompt_seed']}: {row['ppl']:.2f}", flush=True)
+            append_result(args.out, dict(**info, model=short_name(args.model), model_fingerprint=lm.fingerprint, report=parts['report'], **row))
+            print(f"{row['level']:14} {row['k']:4} rows, seed {row['prompt_seed']}:" + ''.join(f"  {w}: {s['ppl']:9.2f}" for w,s in row['scores'].items()), flush=True)
         return 0
     except PromptCompressError as e: print(f'error: {e}', file=sys.stderr); return 2
 
