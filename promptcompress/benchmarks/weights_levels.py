@@ -19,18 +19,19 @@ from ..weights.packed import packed_layers, to_dense
 from ..weights.recipe import Recipe
 from ..weights.walk import compress_weights
 
-# %% ../../nbs/results/weights_levels.ipynb #80668a3d
+# %% ../../nbs/results/weights_levels.ipynb #d27b4344
 LEVELS = {'4 bits': dict(bits=4), '3 bits': dict(bits=3), '2 bits': dict(bits=2), '50 %': dict(sparsity=.5), '62.5 %': dict(sparsity=.625), '75 %': dict(sparsity=.75),
           '2:4': dict(sparsity='2:4'), '50 % + 4 bits': dict(sparsity=.5, bits=4)}
 
 def recipes(level, group=64)->dict: # method -> `Recipe`
-    "What the methods do at one level; grids are the same kind for all three, symmetric at 4 bits"
+    "What the methods do at one level; grids are the same kind for all, symmetric at 4 bits"
     kw = LEVELS[level]
     sym = dict(sym=kw['bits'] >= 4) if 'bits' in kw else {}
     plain = 'magnitude' if 'sparsity' in kw else 'rtn'
-    return {'ours': Recipe(**kw, group=group), 'published': Recipe.published(**kw, group=group, **sym), 'plain': Recipe(**kw, group=group, method=plain, search=0)}
+    searched = {'no search': Recipe(**kw, group=group, search=0)} if 'bits' in kw else {}
+    return {'ours': Recipe(**kw, group=group), **searched, 'published': Recipe.published(**kw, group=group, **sym), 'plain': Recipe(**kw, group=group, method=plain, search=0)}
 
-# %% ../../nbs/results/weights_levels.ipynb #26883d19
+# %% ../../nbs/results/weights_levels.ipynb #9de1c021
 def score(lm, data:dict, # name -> (texts or file, preprocessing or None)
           tokens=50_000, # Scored tokens of each
          )->dict:
@@ -42,17 +43,18 @@ def score(lm, data:dict, # name -> (texts or file, preprocessing or None)
         result[name] = dict(ppl=p.ppl, ci=p.ci, tokens=p.tokens, bits_per_byte=p.bits_per_byte)
     return result
 
-def run(lm, calibration, data:dict, tokens, levels=tuple(LEVELS)):
-    "Yield one row for the full model and one per level and method"
-    yield dict(level='full', method='full', recipe='', scores=score(lm, data, tokens))
+def run(lm, calibration, data:dict, tokens, levels=tuple(LEVELS), only=None):
+    "Yield one row for the full model and one per level and method, or only some methods"
+    if not only: yield dict(level='full', method='full', recipe='', scores=score(lm, data, tokens))
     for level in progress(levels, 'level'):
         for method, recipe in recipes(level).items():
+            if only and method not in only: continue
             small = compress_weights(lm, recipe, calibration, n=128, length=min(1024, lm.window))
             r = small.report
             yield dict(level=level, method=method, recipe=str(recipe), scores=score(small, data, tokens), error=r.error, sparsity=r.sizes['sparsity'],
                        bytes=r.sizes['total'], ratio=r.sizes['ratio'], fallbacks=len(r.fallbacks()))
 
-# %% ../../nbs/results/weights_levels.ipynb #2a2ce11a
+# %% ../../nbs/results/weights_levels.ipynb #6aef9a20
 def main(argv=None)->int:
     "The command line"
     p = argparse.ArgumentParser(prog='python -m promptcompress.benchmarks.weights_levels', description=run.__doc__)
@@ -61,13 +63,14 @@ def main(argv=None)->int:
     p.add_argument('--tokens', type=int, default=50_000, help='scored tokens of each text (50000)')
     p.add_argument('--texts', type=int, default=2000, help='texts to calibrate on, at most (2000)')
     p.add_argument('--levels', nargs='+', default=list(LEVELS), choices=list(LEVELS))
+    p.add_argument('--methods', nargs='+', choices=list(recipes('4 bits')), help='some of them only, and not the full model')
     args = p.parse_args(argv)
     try:
         lm, info = load_lm(args.model), run_info(seed=0)
         old, new = list(read_texts(args.calibration, args.texts)), list(read_texts(args.arxiv, 400))
         check_leakage(old, new)
         data = dict(arxiv=(new, None), wikitext2=(args.wikitext2, 'wikitext2'), c4=(args.c4, 'c4'))
-        for row in run(lm, old, data, args.tokens, args.levels):
+        for row in run(lm, old, data, args.tokens, args.levels, args.methods):
             append_result(args.out, dict(**info, model=lm.name, fingerprint=lm.fingerprint, calibration=[128, min(1024, lm.window)], **row))
             print(f"{row['level']:14} {row['method']:10}" + ''.join(f"{n} {s['ppl']:10.2f}  " for n,s in row['scores'].items()), flush=True)
         return 0
