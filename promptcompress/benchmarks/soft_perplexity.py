@@ -7,19 +7,19 @@ Docs: https://promptcompress.github.io/promptcompress/results/soft_perplexity.ht
 # %% auto #0
 __all__ = ['lora', 'methods', 'run', 'main']
 
-# %% ../../nbs/results/soft_perplexity.ipynb #51d47ebf
+# %% ../../nbs/results/soft_perplexity.ipynb #e956027c
 import argparse, sys
 from functools import partial
 from pathlib import Path
 from ..core import PromptCompressError, append_result, progress, run_info
 from ..evaluation.results import read_results, short_name
 from ..lm import load_lm
-from ..recipes.healing import LEVELS, SETTINGS, add_sources, compressed, healed, perplexities, quick, read_sources
+from ..recipes.healing import LEVELS, SETTINGS, add_sources, compressed, healed, perplexities, quick, read_sources, slug
 from ..soft.prompt import hard_prompt
 from ..soft.tune import tune
 from ..weights.lowrank import LowRank, eora, lowrank_bytes, rank_for
 
-# %% ../../nbs/results/soft_perplexity.ipynb #d91cb74f
+# %% ../../nbs/results/soft_perplexity.ipynb #50518fbe
 def lora(small, parts, work, name, budget, **settings):
     "A LoRA of as many parameters as the soft prompt, trained on the same windows, on `small`"
     done, ranks = Path(work)/name, rank_for(small, budget)
@@ -34,17 +34,17 @@ def lora(small, parts, work, name, budget, **settings):
 
 def methods(lm, small, level, parts, work, lr, k, n, calibrate, **settings)->dict: # name -> function that gives (model, prefix, numbers learnt, bytes stored)
     "What is compared at one level; each is made when its turn comes"
-    width, slug = lm.embed.weight.shape[1], level.replace(' ', '').replace('%', 'percent')
+    width, stem = lm.embed.weight.shape[1], slug(level)
     prompt = partial(healed, small, parts, work, k=k, **settings)
     def behind(p): b = p.bake(small); return small, b, sum(t.numel() for t in p.trained().values()), b.nbytes//(b.keys.element_size()//2 or 1)
-    def soft(): return prompt(f'{slug}-soft')
+    def soft(): return prompt(f'{stem}-soft')
     def corrected(budget): m = eora(lm, small, parts['train'], rank_for(small, budget, 'bytes'), n=n, length=min(calibrate, lm.window)); return m, None, 0, lowrank_bytes(m)
-    def trained(): m = lora(small, parts, work, f'{slug}-lora', k*width, lr=lr, **settings); return m, None, lowrank_bytes(m)//2, lowrank_bytes(m)
+    def trained(): m = lora(small, parts, work, f'{stem}-lora', k*width, lr=lr, **settings); return m, None, lowrank_bytes(m)//2, lowrank_bytes(m)
     def written(): h = hard_prompt(small); return small, h, 0, h.nbytes//2
     found = dict(none=lambda: (small, None, 0, 0), hard=written, none_running=lambda: (small, None, 0, 0), hard_running=written, soft=lambda: behind(soft()),
-                 kv=lambda: behind(prompt(f'{slug}-kv', kind='kv', start=soft())), lora=trained)
+                 kv=lambda: behind(prompt(f'{stem}-kv', kind='kv', start=soft())), lora=trained)
     if level == 'full': return found
-    return found | dict(distilled=lambda: behind(prompt(f'{slug}-distilled', teacher=quick(lm))), eora=lambda: corrected(2*k*width),
+    return found | dict(distilled=lambda: behind(prompt(f'{stem}-distilled', teacher=quick(lm))), eora=lambda: corrected(2*k*width),
                         eora_baked=lambda: corrected(behind(soft())[3]))
 
 # %% ../../nbs/results/soft_perplexity.ipynb #90db5719

@@ -7,15 +7,15 @@ Docs: https://promptcompress.github.io/promptcompress/results/soft_seeds.html.md
 # %% auto #0
 __all__ = ['CELLS', 'run', 'main']
 
-# %% ../../nbs/results/soft_seeds.ipynb #7b0fb58e
+# %% ../../nbs/results/soft_seeds.ipynb #82fb2672
 import argparse, sys
 from pathlib import Path
 from ..core import PromptCompressError, append_result, progress, run_info
 from ..evaluation.results import read_results, short_name
 from ..lm import load_lm
-from ..recipes.healing import add_sources, compressed, healed, perplexities, read_sources
+from ..recipes.healing import add_sources, compressed, healed, perplexities, read_sources, slug
 
-# %% ../../nbs/results/soft_seeds.ipynb #332b0d66
+# %% ../../nbs/results/soft_seeds.ipynb #7ebc118b
 CELLS = {'full': (100,), '50 %': (100,), '50 % + 4 bits': (100,), '62.5 %': (25, 50, 75, 100)} # level of `recipes.healing` -> lengths of prompts
 
 def run(lm, parts, work, cells=CELLS, seeds=(0, 1, 2), limit=30_000, n=128, calibrate=512, group=64, done=(), **settings):
@@ -24,8 +24,7 @@ def run(lm, parts, work, cells=CELLS, seeds=(0, 1, 2), limit=30_000, n=128, cali
         small = compressed(lm, level, parts['train'], n, calibrate, group)
         for k, seed in [(0, None), *((k, s) for k in ks for s in seeds)]:
             if (level, k, seed) in done: continue
-            name = f"{level.replace(' ', '').replace('%', 'percent')}-{k}-{seed}"
-            prompt = healed(small, parts, Path(work)/lm.fingerprint, name, k=k, seed=seed, **settings) if k else None
+            prompt = healed(small, parts, Path(work)/lm.fingerprint, f'{slug(level)}-{k}-{seed}', k=k, seed=seed, **settings) if k else None
             yield dict(level=level, k=k, prompt_seed=seed, scores=perplexities(small, prompt and prompt.bake(small), parts['test'], limit),
                        fingerprint=small.fingerprint, validation=prompt.info['validation_loss'] if prompt else None)
 
