@@ -13,6 +13,7 @@ os.environ |= dict(IN_TEST='1', HF_HUB_OFFLINE='1', HF_DATASETS_OFFLINE='1', HF_
 if 'PYTEST_XDIST_WORKER' in os.environ: os.environ['OMP_NUM_THREADS'] = '1' # the workers are the parallelism
 os.environ.setdefault('OMP_NUM_THREADS', '2') # sums, and times, on a big machine as in CI
 os.environ.setdefault('MPLBACKEND', 'agg')
+os.environ.setdefault('PROMPTCOMPRESS_DTYPE', 'float32') # results do not depend on the processor
 
 import ast, importlib, random, socket, traceback
 import numpy as np, pytest, torch

@@ -344,7 +344,7 @@ def _from_pretrained(cls, name, # 'pocket-kv', 'pocket-icae', a folder, or a Hub
     self = cls(lm, _settings(folder, card, tensors), **kwargs)
     self.load_trained(folder)
     self.info = card['info'] | dict(name=str(name))
-    if card['fingerprint'] != lm.fingerprint: self.info['transferred_from'] = card['fingerprint']
+    if not lm.same_weights(card['fingerprint']): self.info['transferred_from'] = card['fingerprint']
     return self
 Compressor.from_pretrained = classmethod(_from_pretrained)
 

@@ -274,7 +274,7 @@ def load_prefix(path,     # File written by `KVPrefix.save`
     if h['bits']: p.info['bits'] = h['bits']
     if lm is None: return p
     same_architecture(p.architecture, lm.architecture, str(path))
-    if p.info.get('fingerprint') not in (None, lm.fingerprint): p.info['transferred_from'] = p.info['fingerprint']
+    if not lm.same_weights(p.info.get('fingerprint')): p.info['transferred_from'] = p.info['fingerprint']
     return p.to(lm.device, lm.dtype)
 KVPrefix.load = staticmethod(load_prefix)
 

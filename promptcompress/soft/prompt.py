@@ -305,7 +305,7 @@ def load_prompt(name,   # Folder or Hub id of a saved prompt, of either kind
     check_home(card['home'], lm, f"The prompt '{name}'")
     self = kind._from_card(lm, card, t, folder, **kwargs)
     self.info, self.home = dict(card['info']), card['home']
-    if card['home']['fingerprint'] != lm.fingerprint: self.info['transferred_from'] = card['home']['fingerprint']
+    if not lm.same_weights(card['home']['fingerprint']): self.info['transferred_from'] = card['home']['fingerprint']
     return self
 
 # %% ../../nbs/40_soft.prompt.ipynb #adec30d9

@@ -8,7 +8,7 @@ Docs: https://promptcompress.github.io/promptcompress/verbs.arguments.html.md"""
 __all__ = ['positive', 'rate', 'output_options', 'common_options', 'chosen_lm', 'prefix_target', 'given_text', 'say', 'note']
 
 # %% ../../nbs/61_verbs.arguments.ipynb #e42684cd
-import argparse, json, sys
+import argparse, json, os, sys
 from pathlib import Path
 
 # %% ../../nbs/61_verbs.arguments.ipynb #eed627ef
@@ -34,13 +34,14 @@ def output_options(p, json_flag=True): # p: a parser; json_flag: False if `--jso
 
 def common_options(p, json_flag=True): # The same
     "Options of verbs that have a model"
-    p.add_argument('--model', default='pocket', help="frozen language model: 'pocket' (in this package, the default), a folder, or a Hub id")
+    p.add_argument('--model', default='pocket', help="frozen language model: 'pocket' (in this package, the default), 'smollm2', a folder, a .gguf file, or a Hub id")
     p.add_argument('--device', help='cpu, cuda, cuda:1 or mps; chosen if not given')
+    p.add_argument('--dtype', metavar='TYPE', help='float32, bfloat16 or float16; what is fast here if not given: bfloat16 only where the hardware has it')
     output_options(p, json_flag)
 
 def chosen_lm(args # Parsed `common_options`
              ):
-    "The model that `--model` and `--device` name"
+    "The model that `--model`, `--device` and `--dtype` name"
     import torch
     from promptcompress.core import InputError
     from promptcompress.lm import load_lm
@@ -52,11 +53,14 @@ def chosen_lm(args # Parsed `common_options`
         raise InputError(f"--device {args.device}: this machine (or this build of torch) has none; leave the option out")
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
-    try: return load_lm(args.model, args.device)
+    try: lm = load_lm(args.model, args.device, args.dtype)
     except SafetensorError as e:
         raise InputError(f"The weights at '{args.model}' can't be read ({e}): the file may be cut off; get it again") from None
     finally:
         if shown: logging.enable_progress_bar()
+    if not args.dtype and lm.stored_dtype not in (None, lm.dtype) and 'PROMPTCOMPRESS_DTYPE' not in os.environ:
+        note(f"{lm.name} is stored in {str(lm.stored_dtype).removeprefix('torch.')} and computes in {str(lm.dtype).removeprefix('torch.')}, which is fast on this {lm.device.type}; --dtype chooses another")
+    return lm
 
 # %% ../../nbs/61_verbs.arguments.ipynb #fc97aa94
 def prefix_target(path # A file to write a prefix to

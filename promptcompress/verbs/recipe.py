@@ -105,7 +105,7 @@ def recipe_heal(args):
     texts = [t for f in args.data for t in read_texts(f, args.limit)]
     parts = dict(train=[t for t in texts if side(t.text) != 'validation'], validation=[t for t in texts if side(t.text) == 'validation'])
     if not all(parts.values()): raise InputError(f"{len(texts)} texts are too few to learn from some and to choose on others: give more")
-    args.device = 'cpu'
+    args.device, args.dtype = 'cpu', 'float32'
     with redirect_stdout(sys.stderr): found = heal_all(chosen_lm(args), parts, args.out, [long[n] for n in args.levels or long], steps=args.steps, k=args.k)
     rows = {name: dict(validation_loss=p.info['validation_loss'], steps=p.info['steps']) for name,p in found.items()}
     say(args, dict(out=args.out, prompts=rows), '\n'.join(f"{name}: validation loss {r['validation_loss']:.3f} after {r['steps']} steps" for name,r in rows.items()))
@@ -131,6 +131,6 @@ def recipe_export(args):
     from promptcompress.recipes.pocket import export_pocket
     if bool(args.lm_run) != bool(args.packed): raise InputError("The model card needs both --lm-run and --packed, or neither")
     test, questions = ({name: f for name,(f,_) in map(_named_file, some)} for some in (args.test, args.questions))
-    args.device, out = 'cpu', new_folder(args.out)
+    args.device, args.dtype, out = 'cpu', 'float32', new_folder(args.out)
     files = export_pocket(out, chosen_lm(args), args.kv, args.icae, args.heal, test, questions, args.lm_run, args.packed)
     say(args, dict(out=args.out, files=files, bytes=sum(files.values())), f"{args.out}: {sum(files.values())/1e6:.1f} MB")
