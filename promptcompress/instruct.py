@@ -35,6 +35,6 @@ class Instruct(FullContext):
         if isinstance(self.checkpoint, LM): return self.checkpoint
         if self._read is None or self._read[0] is not lm: self._read = lm, load_lora(lm, self.checkpoint)
         return self._read[1]
-    def make(self, lm, texts): return super().make(self.reader(lm), texts)
+    def read(self, lm, rows): return super().read(self.reader(lm), rows)
     def identity(self, lm): return [self.name, lowrank_weights(self.reader(lm))]
 MAKERS['instruct'] = lambda checkpoint=None, **_: Instruct(checkpoint)

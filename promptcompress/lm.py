@@ -167,13 +167,10 @@ LM.encode, LM.decode = _encode, _decode
 
 # %% ../nbs/01_lm.ipynb #c96ba12c
 def question_prompt(lm:LM, question:str, # The question
-                    form='plain',        # 'plain': 'Question: ... Answer:'; 'chat': the tokenizer's chat template
-                   )->str:
+                    form='plain')->str:  # 'plain'; a chat template needs the document too: see `conversation`
     "The text behind a context that asks `question`"
-    if form == 'plain': return f'Question: {question} Answer:'
-    if form != 'chat': raise InputError(f"Unknown question form '{form}': use 'plain' or 'chat'")
-    if not getattr(lm.tokenizer, 'chat_template', None): raise InputError(f"The tokenizer of {lm.name} has no chat template: use form='plain'")
-    return lm.tokenizer.apply_chat_template([dict(role='user', content=question)], tokenize=False, add_generation_prompt=True)
+    if form != 'plain': raise InputError(f"question_prompt writes the plain form, not '{form}': promptcompress.conversation writes both")
+    return f'Question: {question} Answer:'
 
 # %% ../nbs/01_lm.ipynb #0e211d64
 def weights_hash(lm, dtype=None # Rounded to this number format first; as they are if None

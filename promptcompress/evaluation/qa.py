@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import numpy as np, torch
 from transformers import StoppingCriteria
+from ..conversation import Conversation, Plain, conversation
 from ..core import InputError, append_result, progress, run_info
 from ..data import length_batches, text_record
 from .items import ItemSet
@@ -24,7 +25,7 @@ from .results import content_key, predictions_path, read_results, short_name
 from ..kv.generate import generate, nll, read_on
 from ..kv.makers import Maker, make_maker
 from ..kv.prefix import collate, pad_rows
-from ..lm import LM, question_prompt
+from ..lm import LM
 
 # %% ../../nbs/52_evaluation.qa.ipynb #762584c7
 @dataclass(frozen=True)
@@ -42,12 +43,14 @@ REGENERATION = dict( # column -> score of one prediction against its reference
     rouge_l=rouge_l, bleu=bleu, rouge_l_paper=lambda p,r: rouge_l(p, r, 'paper'), bleu_paper=lambda p,r: bleu(p, r, 'paper'))
 
 def regeneration_jobs(lm:LM, texts, # `Text` records
+                      maker, talk,  # What makes the prefixes; how is asked, as from `conversation`
                       max_new_tokens=None, # Limit for every text; its own length and an eighth more if None
-                      **_)->list[Job]:
+                     )->list[Job]:
     "Give the text back (500xCompressor, section 5.1)"
+    if maker.own_trigger: talk = Plain(lm)
     def job(t):
-        ids = lm.encode(t.text)
-        return Job(t.id, t.text, [lm.bos_id], max_new_tokens or len(ids) + len(ids)//8 + 8, ids + [lm.eos_id], t.text)
+        ids = talk.text(t.text)
+        return Job(t.id, t.text, talk.again(), max_new_tokens or len(ids) - 1 + (len(ids) - 1)//8 + 8, ids, t.text)
     return [job(t) for t in texts]
 
 # %% ../../nbs/52_evaluation.qa.ipynb #1eb2c325
@@ -58,17 +61,17 @@ def first_line(text:str)->str:
     return next((s for line in text.splitlines() if (s := line.strip())), '')
 
 def qa_jobs(lm:LM, items,      # `QA` records
+            maker, talk,       # What makes the prefixes; how is asked, as from `conversation`
             max_new_tokens=None, # Of an answer; 32 if None
-            form='plain',      # How to ask: see `question_prompt`
            )->list[Job]:
     "Answer the question (500xCompressor, section 5.2)"
-    return [Job(q.id, q.context, lm.encode(question_prompt(lm, q.question, form)), max_new_tokens or 32,
-                lm.encode(' ' + q.answers[0]) + [lm.eos_id], list(q.answers), dict(question=q.question)) for q in items]
+    return [Job(q.id, q.context, talk.tail(q.question, q.context if maker.verbatim else None), max_new_tokens or 32,
+                talk.answer(q.question, q.answers[0]), list(q.answers), dict(question=q.question)) for q in items]
 
 @dataclass(frozen=True)
 class Task:
     "What is asked about a context, and how the reply is judged"
-    jobs:Callable       # (lm, items, max_new_tokens=, form=) -> list of `Job`
+    jobs:Callable       # (lm, items, maker, talk, max_new_tokens=) -> list of `Job`
     columns:dict        # name -> score of a prediction against its reference
     clean:Callable=str  # The part of the reply that counts
     one_line:bool=False # Is only its first line read?
@@ -169,21 +172,23 @@ def measure(lm:LM, maker:Maker, jobs, # As from `TASKS[task].jobs`
             task:Task,
             batch_size=16,
             known=(),                 # Ids of jobs whose rows are known
+            talk=None,                # How is asked, as from `conversation`; plainly if None
            ):                         # Yields the rows of one batch at a time
     "Text, scores and costs of each job behind what the maker makes of its context"
+    if task is TASKS['regenerate'] and maker.own_trigger: talk = None
     if batch_size < 1: raise InputError(f"batch_size={batch_size}: it must be at least 1")
     reader, tokens = maker.reader(lm), {c: len(lm.encode(c)) for c in {j.context for j in jobs}}
     lines = line_tokens(lm) if task.one_line else None
     for group in progress(list(groups(jobs, tokens, batch_size)), maker.name):
         if all(j.id in known for at in group for j in at): continue
         contexts = list(dict.fromkeys(j.context for at in group for j in at))
-        made = dict(zip(contexts, maker(lm, contexts)))
+        made = dict(zip(contexts, maker(lm, contexts, talk)))
         for at in group:
             if all(j.id in known for j in at): continue
             ps = [made[j.context] for j in at]
             said = reply_rows(reader, ps, [j.prompt for j in at], [j.limit for j in at], [j.target for j in at], lines)
             yield [dict(id=j.id, **j.more, prediction=(text := task.clean(t)), reference=j.reference, **{c: f(text, j.reference) for c,f in task.columns.items()}, loss=l,
-                        slots=len(p), bytes=2*(p.keys.numel() + p.values.numel()), stored=maker.stored(lm, j.context, p), tokens=tokens[j.context])
+                        slots=(n := len(p) - (len(talk.head) if talk else 0)), bytes=4*n*lm.n_layers*lm.kv_heads*lm.head_dim, stored=maker.stored(lm, j.context, p), tokens=tokens[j.context])
                    for j,(t,l),p in zip(at, said, ps)]
 
 # %% ../../nbs/52_evaluation.qa.ipynb #a118f3cb
@@ -196,11 +201,12 @@ def summary(rows,   # From `measure`
     return {c: v[0] for c,v in ci.items()} | {c: float(np.mean([r[c] for r in rows])) for c in COSTS} | dict(n=len(rows), ci={c: list(v[1:]) for c,v in ci.items()})
 
 # %% ../../nbs/52_evaluation.qa.ipynb #533bca81
-def _evaluate(task, lm, maker, items, batch_size, **options):
+def _evaluate(task, lm, maker, items, batch_size, max_new_tokens, form, **how):
     "All rows in the items' order, and their summary"
-    jobs = TASKS[task].jobs(lm, items, **options)
+    maker, talk = make_maker(maker), conversation(lm, form, **how)
+    jobs = TASKS[task].jobs(lm, items, maker, talk, max_new_tokens)
     if not jobs: raise InputError("Nothing to evaluate: give at least one item")
-    rows = {r['id']: r for rows in measure(lm, make_maker(maker), jobs, TASKS[task], batch_size) for r in rows}
+    rows = {r['id']: r for rows in measure(lm, maker, jobs, TASKS[task], batch_size, talk=talk) for r in rows}
     if len(rows) < len(jobs): raise InputError(f"{len(jobs)} items share {len(rows)} ids: give every item an id of its own")
     rows = [rows[j.id] for j in jobs]
     return dict(rows=rows, scores=summary(rows, TASKS[task]))
@@ -210,19 +216,20 @@ def evaluate_regeneration(lm:LM,
                           texts,               # `Text` records or strings, as from `select_texts`
                           batch_size=16,
                           max_new_tokens=None, # Limit for every text; its own length and an eighth more if None
+                          form=None, **how,    # How to ask, as in `conversation`
                          )->dict: # rows (one per text), scores (see `summary`)
     "How well the frozen LM writes each text behind its prefix (500xCompressor, section 5.1)"
-    return _evaluate('regenerate', lm, maker, [text_record(t, f'item {i}', str(i)) for i,t in enumerate(texts)], batch_size, max_new_tokens=max_new_tokens)
+    return _evaluate('regenerate', lm, maker, [text_record(t, f'item {i}', str(i)) for i,t in enumerate(texts)], batch_size, max_new_tokens, form, **how)
 
 def evaluate_qa(lm:LM,
                 maker,             # A `Maker`, or a name in `MAKERS`
                 items,             # `QA` records, as from `select_qa`
                 batch_size=16,
                 max_new_tokens=32, # Of an answer
-                form='plain',      # How to ask: see `question_prompt`
+                form=None, **how,  # How to ask, as in `conversation`: form, system, instruction, template arguments
                )->dict: # rows (one per question), scores (see `summary`)
     "How well the frozen LM answers behind the prefix of each context (500xCompressor, section 5.2)"
-    return _evaluate('qa', lm, maker, list(items), batch_size, max_new_tokens=max_new_tokens, form=form)
+    return _evaluate('qa', lm, maker, list(items), batch_size, max_new_tokens, form, **how)
 
 # %% ../../nbs/52_evaluation.qa.ipynb #d87c6f71
 def result_row(s:ItemSet,      # What was evaluated on
@@ -247,19 +254,21 @@ def sweep(lm:LM,
           sets,                # `ItemSet`s, as from `text_set` and `qa_set`
           makers,              # `Maker`s, or names in `MAKERS`
           out,                 # A .jsonl file for finished rows; predictions go into one beside it
-          batch_size=16, max_new_tokens=None, form='plain', # As in `evaluate_qa`
+          batch_size=16, max_new_tokens=None, # As in `evaluate_qa`
+          form=None, how=None, # How to ask: form, and a dict of what else `conversation` takes
           seed=None, **more,   # More to record in every row
          )->list:              # of rows, sets by makers
     "Every maker on every set, one row each; what the files of `out` hold already is not measured again (Table 2 of 500xCompressor)"
-    options, lines, rows = dict(max_new_tokens=max_new_tokens, form=form), {}, []
+    talk = conversation(lm, form, **(how or {}))
+    options, lines, rows = dict(max_new_tokens=max_new_tokens, **talk.about()), {}, []
     for r in read_results(predictions_path(out), repair=True): lines.setdefault(r.get('key'), {})[r.get('id')] = r
     done = {r['key']: r for r in read_results(out, repair=True) if 'key' in r}
     for s, maker in progress([(s, make_maker(m)) for s in sets for m in makers], 'cells'):
         task, key = TASKS[s.task], _cell_key(s, maker, lm, options)
         names = dict(dataset=s.name, maker=maker.name, length=s.length) # the same items may go by several
         if key not in done:
-            jobs, mine = task.jobs(lm, s.items, **options), lines.setdefault(key, {})
-            for batch in measure(lm, maker, jobs, task, batch_size, mine.keys()):
+            jobs, mine = task.jobs(lm, s.items, maker, talk, max_new_tokens), lines.setdefault(key, {})
+            for batch in measure(lm, maker, jobs, task, batch_size, mine.keys(), talk):
                 new = [dict(key=key, **names) | r for r in batch if r['id'] not in mine]
                 append_result(predictions_path(out), *new); mine |= {r['id']: r for r in new}
             row = result_row(s, summary([mine[j.id] for j in jobs], task), lm, maker, seed, key=key, batch_size=batch_size, **options, **more)

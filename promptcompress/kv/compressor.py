@@ -351,6 +351,7 @@ Compressor.from_pretrained = classmethod(_from_pretrained)
 # %% ../../nbs/21_kv.compressor.ipynb #6025ea45
 class CompressorMaker(Maker):
     "A trained compressor"
+    own_trigger = True
     def __init__(self, name, checkpoint, k=16, # Slots per chunk
                  chunk=None): # As in `compress`
         self.name, self.checkpoint, self.k, self.chunk, self._made = name, checkpoint, k, chunk, None

@@ -16,18 +16,26 @@ from ..lm import LM
 class Maker:
     "Turns texts into prefixes; subclasses implement `make(lm, texts)` and set `name`"
     name = 'maker'
+    verbatim = False    # Does it read every token of the text? Then a conversation is exactly as its template writes it
+    own_trigger = False # Is the text read back behind a trigger of its own, outside of a conversation?
     def describe(self)->str:
         "One line for tables"
         return (type(self).__doc__ or '').split('\n')[0]
     def __repr__(self): return f'{self.name}: {self.describe()}'
-    def __call__(self, lm:LM, texts)->list: # One KVPrefix per text
+    def __call__(self, lm:LM, texts,  # The model, and a list of texts
+                 talk=None)->list:    # A `Conversation` in which they stand, or None; one KVPrefix per text
         "Check, make, check"
         if isinstance(texts, str): raise InputError("A maker takes a list of texts: wrap a single one in []")
         if empty := [i for i,t in enumerate(texts) if not t.strip()]: raise InputError(f"Text {empty[0]} of {len(texts)} is empty: leave it out")
-        prefixes = self.make(lm, list(texts)) if texts else []
+        inside = talk is not None and len(talk.head) > 0
+        prefixes = (self.make_inside(lm, list(texts), talk) if inside else self.make(lm, list(texts))) if texts else []
         if len(prefixes) != len(texts): raise InputError(f"The maker '{self.name}' made {len(prefixes)} prefixes of {len(texts)} texts: it must make one of each")
         return prefixes
 
+    def make_inside(self, lm:LM, texts, talk)->list:
+        "Prefixes that begin with the conversation's head: it is read once, and what is made of each text is moved behind it"
+        head, = read(lm, [talk.head], 'head')
+        return [head + p for p in self.make(lm, texts)]
     def reader(self, lm:LM)->LM:
         "The model that goes on behind the prefixes: the frozen one, unless a gold standard tunes it"
         return lm
@@ -41,9 +49,13 @@ class Maker:
 # %% ../../nbs/12_kv.makers.ipynb #60bff589
 class Reader(Maker):
     "A maker that lets the model itself read; subclasses say what, in `row(lm, text)`"
-    def make(self, lm, texts):
-        rows, out = [self.row(lm, t) for t in texts], []
-        most = max(1, 8192//max(1, *map(len, rows))) # texts in one pass
+    def make(self, lm, texts): return self.read(lm, [self.row(lm, t) for t in texts])
+    def make_inside(self, lm, texts, talk):
+        starts = len(lm.start_ids) # a template writes them itself
+        return self.read(lm, [[*talk.head, *self.row(lm, t)[starts:]] for t in texts])
+    def read(self, lm, rows):
+        "Read rows of token ids, some thousand tokens in one pass"
+        most, out = max(1, 8192//max(1, *map(len, rows))), []
         for i in range(0, len(rows), most): out += read(lm, rows[i:i+most], self.name)
         return out
     def stored(self, lm, text, prefix): return len(lm.decode(self.row(lm, text)).encode())
@@ -55,8 +67,9 @@ class NoContext(Reader):
 
 class FullContext(Reader):
     "The model reads the whole text: the upper bound"
-    name = 'full'
+    name, verbatim = 'full', True
     def row(self, lm, text): return lm.start_ids + lm.encode(text)
+    def make_inside(self, lm, texts, talk): return self.read(lm, [talk.front(t) for t in texts]) # token for token as in the whole
 
 class TruncatedContext(Reader):
     "The model reads the first k tokens: compression by scissors"

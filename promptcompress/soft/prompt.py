@@ -274,6 +274,15 @@ class PromptMaker(Maker):
         front = self.front(lm)
         if isinstance(self.then, Reader): return [p for t in texts for p in read_behind(lm, [self.then.row(lm, t)], front, self.then.name)]
         return [front + p for p in self.then(lm, texts)]
+    def make_inside(self, lm, texts, talk): # the prompt in front of the whole conversation, as it was learnt in front of whole texts
+        front = self.front(lm)
+        if not isinstance(self.then, Reader): return [front + p for p in self.then(lm, texts, talk)]
+        rows = [talk.front(t) if self.then.verbatim else [*talk.head, *self.then.row(lm, t)[len(lm.start_ids):]] for t in texts]
+        return [p for r in rows for p in read_behind(lm, [r], front, self.then.name)]
+    @property
+    def verbatim(self): return self.then.verbatim
+    @property
+    def own_trigger(self): return self.then.own_trigger
     def reader(self, lm): return self.then.reader(lm)
     def stored(self, lm, text, prefix): return self.then.stored(lm, text, prefix[len(self.front(lm)):]) # the prompt is kept once, whatever the text
     def identity(self, lm): return ['prompt', self.name, self.front(lm), self.then.identity(lm)]
