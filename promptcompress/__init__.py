@@ -3,7 +3,7 @@ import importlib
 
 __version__ = "0.1.0"
 _WHERE = dict( # public name -> module; imported on first use, so that `import promptcompress` takes milliseconds
-    load_lm='lm', LM='lm', tiny_lm='lm', KVPrefix='kv.prefix', load_prefix='kv.prefix', generate='kv.generate', regenerate='kv.generate', nll='kv.generate',
+    load_lm='lm', LM='lm', tiny_lm='lm', KVPrefix='kv.prefix', load_prefix='kv.prefix', generate='kv.generate', regenerate='kv.generate', nll='kv.generate', ask='kv.ask', Conversation='conversation',
     MAKERS='kv.makers', Maker='kv.makers', make_maker='kv.makers', Compressor='kv.compressor', CompressorConfig='kv.compressor',
     TextExamples='kv.compressor', QAExamples='kv.compressor', fit='train', training_args='train', read_texts='data', read_qa='data', read_choice='corpora', load_corpus='corpora', write_qa='qa_chat',
     text_set='evaluation.items', qa_set='evaluation.items', evaluate_regeneration='evaluation.qa', evaluate_qa='evaluation.qa', sweep='evaluation.qa', evaluate_choice='evaluation.zeroshot',

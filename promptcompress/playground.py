@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from .core import InputError
 from .evaluation.metrics import rouge_l
 from .kv.compressor import Compressor
-from .kv.generate import generate, regenerate
-from .lm import LM, load_lm, question_prompt
+from .kv.ask import ask
+from .kv.generate import regenerate
+from .lm import LM, load_lm
 from .soft.prompt import SoftPrompt
 
 # %% ../nbs/71_playground.ipynb #17a783d0
@@ -44,7 +45,7 @@ def play(player:Player, text:str, question:str, k=16, carrier='kv', max_new_toke
     doc = comp.compress(text, k=k)
     prefix = doc if player.front is None else player.front + doc
     back = regenerate(player.lm, prefix, max_new_tokens=len(player.lm.encode(text)) + 8)
-    answer = generate(player.lm, prefix, question_prompt(player.lm, question, comp.config.form), max_new_tokens=max_new_tokens) if question.strip() else ''
+    answer = ask(player.lm, prefix, question, max_new_tokens) if question.strip() else ''
     return dict(regenerated=back, answer=answer.strip(), rouge_l=rouge_l(back, text), slots=len(doc), tokens=len(player.lm.encode(text)))
 
 # %% ../nbs/71_playground.ipynb #3849451c

@@ -8,6 +8,7 @@ Docs: https://promptcompress.github.io/promptcompress/kv.makers.html.md"""
 __all__ = ['MAKERS', 'Maker', 'Reader', 'NoContext', 'FullContext', 'TruncatedContext', 'SameBytes', 'make_maker']
 
 # %% ../../nbs/12_kv.makers.ipynb #b4ece475
+from dataclasses import replace
 from ..core import InputError
 from .prefix import read
 from ..lm import LM
@@ -30,6 +31,7 @@ class Maker:
         inside = talk is not None and len(talk.head) > 0
         prefixes = (self.make_inside(lm, list(texts), talk) if inside else self.make(lm, list(texts))) if texts else []
         if len(prefixes) != len(texts): raise InputError(f"The maker '{self.name}' made {len(prefixes)} prefixes of {len(texts)} texts: it must make one of each")
+        if inside: prefixes = [replace(p, info=p.info | dict(head=len(talk.head))) for p in prefixes]
         return prefixes
 
     def make_inside(self, lm:LM, texts, talk)->list:

@@ -10,7 +10,7 @@ __all__ = ['result_options', 'named_file', 'evaluate']
 # %% ../../nbs/65_verbs.evaluate.ipynb #0b4ee0b3
 import json, tempfile
 from pathlib import Path
-from .arguments import chosen_lm, common_options, positive
+from .arguments import asked_how, chosen_lm, common_options, form_options, positive
 from .frame import group, verb
 
 # %% ../../nbs/65_verbs.evaluate.ipynb #1b13c651
@@ -39,14 +39,13 @@ def _task_options(p):
 def _regenerate_options(p):
     p.add_argument('--data', nargs='+', required=True, metavar='[NAME=]FILE', help='texts (jsonl, .txt, arXiv metadata, .xz/.gz); each file is a dataset')
     p.add_argument('--length', type=positive, nargs='+', default=[96], help='texts are cut to exactly this; several make a dataset each (96)')
-    _task_options(p); p.set_defaults(task='regenerate', cloze=[], form='plain')
+    form_options(p); _task_options(p); p.set_defaults(task='regenerate', cloze=[])
 
 def _qa_options(p):
     p.add_argument('--data', nargs='+', default=[], metavar='[NAME=]FILE', help='questions: SQuAD, MRQA, HotpotQA, RACE, or jsonl with context, question, answers; each file is a dataset')
     p.add_argument('--cloze', nargs='+', default=[], metavar='[NAME=]FILE', help='texts; fill-in questions are written from the first --length tokens of each')
     p.add_argument('--length', type=positive, nargs='+', default=[None], help="contexts are cut to at most this (half the model's window)")
-    p.add_argument('--form', choices=('plain','chat'), default='plain', help='how to ask')
-    _task_options(p); p.set_defaults(task='qa')
+    form_options(p); _task_options(p); p.set_defaults(task='qa')
 
 # %% ../../nbs/65_verbs.evaluate.ipynb #437488c1
 def _checkpoints(args, takes):
@@ -129,11 +128,12 @@ def evaluate(args):
     if not args.data and not args.cloze: raise InputError("Nothing to evaluate on: give --data, or --cloze")
     lines = _check_out(args)
     for s in [*args.data, *args.cloze]: named_file(s)
-    makers, lm = _makers(args), chosen_lm(args)
+    how, makers = asked_how(args), _makers(args)
+    lm = chosen_lm(args)
     sets = _sets(args, lm)
     with tempfile.TemporaryDirectory() as tmp:
         out = Path(args.json) if lines else Path(tmp)/'rows.jsonl'
-        rows = sweep(lm, sets, makers, out, args.batch, form=args.form)
+        rows = sweep(lm, sets, makers, out, args.batch, form=args.form, how=how)
         if args.predictions:
             with atomic_write(args.predictions) as p: p.write_bytes(predictions_path(out).read_bytes())
     if args.json == '-': print('\n'.join(json.dumps(r, ensure_ascii=False) for r in rows)); return

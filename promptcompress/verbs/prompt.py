@@ -9,7 +9,7 @@ __all__ = ['compress', 'regenerate', 'ask']
 
 # %% ../../nbs/62_verbs.prompt.ipynb #3fb4d15a
 import time
-from .arguments import chosen_lm, common_options, given_text, note, positive, prefix_target, say
+from .arguments import asked_how, chosen_lm, common_options, form_options, given_text, note, positive, prefix_target, say
 from .frame import verb
 
 # %% ../../nbs/62_verbs.prompt.ipynb #d2d96daa
@@ -85,26 +85,25 @@ def regenerate(args):
 def _ask_options(p):
     p.add_argument('prefix', metavar='PREFIX', help='file written by `promptcompress compress`')
     p.add_argument('question', metavar='QUESTION', nargs='+', help='one question or several, each in quotation marks')
-    p.add_argument('--form', choices=('plain','chat'), default='plain',
-                   help="plain: 'Question: ... Answer:' (default); chat: the tokenizer's chat template")
-    p.add_argument('--max-new-tokens', type=positive, metavar='N', default=32, help='tokens of an answer at most (32)')
+    form_options(p)
+    p.add_argument('--max-new-tokens', type=positive, metavar='N', default=64, help='tokens of an answer at most (64)')
     common_options(p)
 
 @verb('ask', 'Answer questions from a compressed text.',
       ['doc.safetensors "Who wrote the first program?"', 'doc.safetensors "Which telescope was used?" "How far is the star?" --json'], _ask_options)
 def ask(args):
     "Prefix file and questions -> answers"
+    from promptcompress.conversation import conversation
     from promptcompress.core import InputError
-    from promptcompress.evaluation.qa import first_line, reply_rows
+    from promptcompress.kv import ask as asking
     from promptcompress.kv.prefix import load_prefix
-    from promptcompress.lm import question_prompt
     if not all(q.strip() for q in args.question): raise InputError("A question is empty: put each in quotation marks")
+    how = asked_how(args)
     load_prefix(args.prefix)
     lm = chosen_lm(args)
-    p, n = _prefix(args, lm), len(args.question)
+    p, n, talk = _prefix(args, lm), len(args.question), conversation(lm, args.form, **how)
     start = time.perf_counter()
-    answers = [first_line(a) for a,_ in reply_rows(lm, [p]*n,
-                                                [lm.encode(question_prompt(lm, q, args.form)) for q in args.question], [args.max_new_tokens]*n)]
+    answers = asking.ask(lm, p, args.question, args.max_new_tokens, talk)
     rows = [dict(question=q, answer=a) for q,a in zip(args.question, answers)]
-    say(args, dict(prefix=args.prefix, slots=len(p), answers=rows, seconds=round(time.perf_counter() - start, 3)),
+    say(args, dict(prefix=args.prefix, slots=len(p), **talk.about(), answers=rows, seconds=round(time.perf_counter() - start, 3)),
          answers[0] if n == 1 else '\n'.join(f"{r['question']} {r['answer']}" for r in rows))
