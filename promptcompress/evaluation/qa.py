@@ -44,11 +44,12 @@ REGENERATION = dict( # column -> score of one prediction against its reference
     rouge_l=rouge_l, bleu=bleu, rouge_l_paper=lambda p,r: rouge_l(p, r, 'paper'), bleu_paper=lambda p,r: bleu(p, r, 'paper'))
 
 def regeneration_jobs(lm:LM, texts, # `Text` records
-                      maker, talk,  # What makes the prefixes; how is asked, as from `conversation`
                       max_new_tokens=None, # Limit for every text; its own length and an eighth more if None
+                      form=None,    # How is asked: as `conversation` takes it or gives it
+                      maker=None,   # What makes the prefixes, where that matters
                      )->list[Job]:
     "Give the text back (500xCompressor, section 5.1)"
-    if maker.own_trigger: talk = Plain(lm)
+    talk = Plain(lm) if maker is not None and maker.own_trigger else conversation(lm, form)
     def job(t):
         ids = talk.text(t.text)
         return Job(t.id, t.text, talk.again(), max_new_tokens or len(ids) - 1 + (len(ids) - 1)//8 + 8, ids, t.text)
@@ -58,17 +59,19 @@ def regeneration_jobs(lm:LM, texts, # `Text` records
 ANSWERS = dict(f1=squad_f1, em=squad_em, f1_paper=paper_f1, em_paper=paper_em) # column -> score of one answer against its references
 
 def qa_jobs(lm:LM, items,      # `QA` records
-            maker, talk,       # What makes the prefixes; how is asked, as from `conversation`
             max_new_tokens=None, # Of an answer; 32 if None
+            form=None,         # How is asked: as `conversation` takes it or gives it
+            maker=None,        # What makes the prefixes, where that matters
            )->list[Job]:
     "Answer the question (500xCompressor, section 5.2)"
-    return [Job(q.id, q.context, talk.tail(q.question, q.context if maker.verbatim else None), max_new_tokens or 32,
+    talk = conversation(lm, form)
+    return [Job(q.id, q.context, talk.tail(q.question, q.context if getattr(maker, 'verbatim', False) else None), max_new_tokens or 32,
                 talk.answer(q.question, q.answers[0]), list(q.answers), dict(question=q.question)) for q in items]
 
 @dataclass(frozen=True)
 class Task:
     "What is asked about a context, and how the reply is judged"
-    jobs:Callable       # (lm, items, maker, talk, max_new_tokens=) -> list of `Job`
+    jobs:Callable       # (lm, items, max_new_tokens, form, maker) -> list of `Job`
     columns:dict        # name -> score of a prediction against its reference
     clean:Callable=str  # The part of the reply that counts
     one_line:bool=False # Is only its first line read?
@@ -201,7 +204,7 @@ def summary(rows,   # From `measure`
 def _evaluate(task, lm, maker, items, batch_size, max_new_tokens, form, **how):
     "All rows in the items' order, and their summary"
     maker, talk = make_maker(maker), conversation(lm, form, **how)
-    jobs = TASKS[task].jobs(lm, items, maker, talk, max_new_tokens)
+    jobs = TASKS[task].jobs(lm, items, max_new_tokens, talk, maker)
     if not jobs: raise InputError("Nothing to evaluate: give at least one item")
     rows = {r['id']: r for rows in measure(lm, maker, jobs, TASKS[task], batch_size, talk=talk) for r in rows}
     if len(rows) < len(jobs): raise InputError(f"{len(jobs)} items share {len(rows)} ids: give every item an id of its own")
@@ -264,7 +267,7 @@ def sweep(lm:LM,
         task, key = TASKS[s.task], _cell_key(s, maker, lm, options)
         names = dict(dataset=s.name, maker=maker.name, length=s.length) # the same items may go by several
         if key not in done:
-            jobs, mine = task.jobs(lm, s.items, maker, talk, max_new_tokens), lines.setdefault(key, {})
+            jobs, mine = task.jobs(lm, s.items, max_new_tokens, talk, maker), lines.setdefault(key, {})
             for batch in measure(lm, maker, jobs, task, batch_size, mine.keys(), talk):
                 new = [dict(key=key, **names) | r for r in batch if r['id'] not in mine]
                 append_result(predictions_path(out), *new); mine |= {r['id']: r for r in new}
