@@ -39,12 +39,12 @@ class LocalChat:
                  **generate):          # More for `generate()`, such as do_sample=True, temperature=.7
         if isinstance(model, TextGenerationPipeline): model = LM(model.model, model.tokenizer, model.model.config._name_or_path or 'pipeline')
         self.lm, self.max_new_tokens, self.template = load_lm(model, device, dtype), max_new_tokens, dict(template or {})
-        lm, own = self.lm, self.lm.model.generation_config
+        lm = self.lm
         if not getattr(lm.tokenizer, 'chat_template', None):
             raise InputError(f"The tokenizer of {lm.name} has no chat template, so it is no chat model: "
                              f"take an instruction-tuned one, or set tokenizer.chat_template")
         if max_new_tokens < 1: raise InputError(f"max_new_tokens={max_new_tokens}: a reply needs at least one")
-        ends = dict(pad_token_id=lm.pad_id, eos_token_id=lm.eos_id if own.eos_token_id is None else own.eos_token_id)
+        ends = dict(pad_token_id=lm.pad_id, eos_token_id=lm.stop_ids)
         self.config = GenerationConfig(**{'do_sample': False, **ends, **generate})
         self.pipe = TextGenerationPipeline(model=lm.model, tokenizer=lm.tokenizer, device=lm.device)
         name = Path(str(lm.name)).name if Path(str(lm.name)).exists() else str(lm.name) # where a folder lies says nothing to others

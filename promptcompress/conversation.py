@@ -101,7 +101,8 @@ class Conversation:
         self.lm, self.settings = lm, dict(system=system, instruction=instruction, template=template)
         self.before, self.middle, self.end, stop = split_template(lm, system, instruction, **template)
         self.head = _ids(lm, self.before, True)
-        self.end_id = (_ids(lm, stop, True) or [lm.eos_id])[0]
+        first = _ids(lm, stop, True)[:1] # what ends a turn, if it is a token that can't be said
+        self.end_id = first[0] if first and first[0] in {*lm.stop_ids, *lm.tokenizer.all_special_ids} else lm.eos_id
     def about(self)->dict:
         "What a record says of how was asked"
         return dict(form=self.form) | {k: v for k,v in self.settings.items() if v}

@@ -352,7 +352,7 @@ def cut(text,      # Any string
        )->tuple:   # (text, ids): `text` encodes to `ids`, and len(ids) <= n
     "The first `n` tokens of `text`, as a text and as ids that agree with each other"
     if n < 1: raise InputError(f"can't cut to {n} tokens: give n >= 1")
-    kw, fast = dict(add_special_tokens=False, verbose=False), getattr(tokenizer, 'is_fast', False)
+    kw, fast = dict(add_special_tokens=False, split_special_tokens=True, verbose=False), getattr(tokenizer, 'is_fast', False) # a text has no control tokens
     head = text[:20*n + 200] # no need to encode a book for 96 tokens
     enc = tokenizer(head, return_offsets_mapping=fast, **kw)
     if len(head) < len(text) and len(enc['input_ids']) < n + 8: enc = tokenizer(text, return_offsets_mapping=fast, **kw)
@@ -394,7 +394,7 @@ def calibration_batches(source,      # Anything `read_texts` takes
     if n < 1 or length < 1: raise InputError(f"n={n}, length={length}: both must be at least 1")
     ids, eos = [], tokenizer.eos_token_id
     for t in read_texts(source):
-        ids += tokenizer(t.text, add_special_tokens=False, verbose=False)['input_ids'] + ([] if eos is None else [eos])
+        ids += tokenizer(t.text, add_special_tokens=False, split_special_tokens=True, verbose=False)['input_ids'] + ([] if eos is None else [eos])
         if len(ids) >= 4*n*length: break
     have = len(ids) // length
     if have < n:

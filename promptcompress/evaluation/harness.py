@@ -43,7 +43,7 @@ class PrefixRequests:
 
     def loglikelihood(self, requests, disable_tqdm=False)->list: # (log-likelihood, greedy?) per (context, continuation)
         "Log-likelihood of each continuation behind prefix and context"
-        scores = score_continuations(self.lm, [request_ids(self.lm, *r.args, self.bos) for r in requests], self.prefix, self.batch_size)
+        scores = score_continuations(self.lm, [request_ids(self.lm, *r.args, self.bos, True) for r in requests], self.prefix, self.batch_size)
         for r,s in zip(requests, scores): self.cache_hook.add_partial('loglikelihood', r.args, s)
         return scores
 
@@ -51,7 +51,7 @@ class PrefixRequests:
         return score_continuations(self.lm, [(a, b) for _,a,b in requests], self.prefix, self.batch_size)
 
     def tok_encode(self, string, add_special_tokens=None, **kwargs)->list:
-        return self.lm.encode(string) if add_special_tokens is False else text_ids(self.lm, string, self.bos)
+        return self.lm.encode(string, control=True) if add_special_tokens is False else text_ids(self.lm, string, self.bos, True) # the harness's own scaffolding is in it
 
 # %% ../../nbs/55_evaluation.harness.ipynb #5262155f
 def _loglikelihood_rolling(self, requests, disable_tqdm=False)->list: # log-likelihood per (text,)
@@ -96,13 +96,13 @@ def _write(self, contexts, wanted):
     if room < 1:
         raise InputError(f"{limit} new tokens are asked for, but {self.max_length} are left for context and new text: "
                          "set max_gen_toks lower, or use a shorter prefix")
-    rows = [text_ids(self.lm, c, self.bos)[-room:] or [self.lm.bos_id] for c in contexts]
+    rows = [text_ids(self.lm, c, self.bos, True)[-room:] or [self.lm.bos_id] for c in contexts]
     one = collate([empty_prefix(self.lm) if self.prefix is None else self.prefix], self.lm)
-    ends, out = self.lm.model.generation_config.eos_token_id or self.lm.eos_id, [None]*len(rows)
+    out = [None]*len(rows)
     for at in progress(row_batches([len(r) + limit + one.slots for r in rows], self.batch_size, token_budget(self.lm)), 'writing'):
         batch = [rows[i] for i in at]
         stop = StopAt(self.tokenizer, until, max(map(len, batch)))
-        for i,text in zip(at, generate(self.lm, one, batch, limit, stopping_criteria=[stop], **dict(eos_token_id=ends) | options)):
+        for i,text in zip(at, generate(self.lm, one, batch, limit, stopping_criteria=[stop], **options)):
             for u in [*until, eos]: text = text.split(u)[0] if u else text
             out[i] = text
     return out

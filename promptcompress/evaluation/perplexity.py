@@ -68,7 +68,7 @@ def encode_counted(lm:LM, text, limit=None # Tokens to keep at most
     "Token ids of `text`, without special tokens, and what each of them stands for"
     if limit: text = text[:20*limit + 200] # no need to encode a book for 96 tokens
     fast = getattr(lm.tokenizer, 'is_fast', False)
-    enc = lm.tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=fast)
+    enc = lm.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False, return_offsets_mapping=fast)
     ids = enc['input_ids']
     ends = [e for _,e in enc['offset_mapping']] if fast else np.linspace(0, len(text), len(ids) + 1)[1:] # without offsets: evenly
     space = np.fromiter((c.isspace() for c in text), bool, len(text))

@@ -82,17 +82,17 @@ TASKS = dict(regenerate=Task(regeneration_jobs, REGENERATION), qa=Task(qa_jobs, 
 class RowEnds(StoppingCriteria):
     "Ends each row after its own number of new tokens, its end-of-text token or, if asked, its first line; and the batch when few are left"
     def __init__(self, limits,  # New tokens of each row at most
-                 eos,           # Id of the end-of-text token
+                 ends,          # Ids that end a text, such as `lm.stop_ids`
                  lines=None,    # `line_tokens` of the tokenizer: end with the first line
                  said=None,     # `[rows]`, has the row said something before?
                  few=0):        # End the batch when so many rows are left
-        self.limits, self.eos, self.lines, self.few = torch.as_tensor(limits), eos, lines, few
+        self.limits, self.ends, self.lines, self.few = torch.as_tensor(limits), torch.as_tensor(ends), lines, few
         self.done, self.n = torch.zeros(len(self.limits), dtype=torch.bool), torch.zeros(len(self.limits), dtype=torch.long) # tokens up to the end
         self.said = self.done.clone() if said is None else said
     def __call__(self, input_ids, scores, **kwargs):
         last = input_ids[:,-1].cpu()
         self.n += ~self.done
-        self.done |= (self.n >= self.limits) | (last == self.eos)
+        self.done |= (self.n >= self.limits) | torch.isin(last, self.ends)
         if self.lines is not None:
             says, breaks, ends = (t[last] for t in self.lines)
             self.done |= ends | (breaks & self.said)
@@ -111,7 +111,7 @@ def greedy_ids(lm:LM, batch, # A `PrefixBatch`
                lines=None, said=None, # As in `RowEnds`
               )->list:       # Token ids per row
     "Greedy continuation of each row"
-    stop = RowEnds(limits, lm.eos_id, lines, said, few=len(last)//4)
+    stop = RowEnds(limits, lm.stop_ids, lines, said, few=len(last)//4)
     ids = generate(lm, batch, [[i] for i in last], max(limits), ids=True, eos_token_id=None, stopping_criteria=[stop])
     out, rest = [r[:n].tolist() for r,n in zip(ids, stop.n)], (~stop.done).nonzero().flatten().tolist()
     if rest:

@@ -23,23 +23,24 @@ from ..kv.prefix import KVPrefix, collate, empty_prefix, load_prefix, pad_rows, 
 from ..lm import LM
 
 # %% ../../nbs/53_evaluation.zeroshot.ipynb #ce6a8bba
-def text_ids(lm:LM, text, bos=None # BOS in front? None: what the tokenizer puts there
+def text_ids(lm:LM, text, bos=None, # BOS in front? None: what the tokenizer puts there
+             control=False          # Is it scaffolding, such as a chat template's text? In a text, special tokens are letters
             )->list:
     "Token ids of a text with its start tokens"
     if bos not in (None, True, False): raise InputError(f"bos={bos!r}: give True, False, or None for what the tokenizer does")
-    if text.startswith(lm.tokenizer.decode([lm.bos_id])): return lm.encode(text) # it has its own
-    return (lm.start_ids if bos is None else [lm.bos_id]*bool(bos)) + lm.encode(text)
+    if control and text.startswith(lm.tokenizer.decode([lm.bos_id])): return lm.encode(text, control=True) # it has its own
+    return (lm.start_ids if bos is None else [lm.bos_id]*bool(bos)) + lm.encode(text, control=control)
 
-def request_ids(lm:LM, context:str, continuation:str, bos=None # As in `text_ids`
+def request_ids(lm:LM, context:str, continuation:str, bos=None, control=False # As in `text_ids`
                )->tuple: # token ids of the context (at least one), and of the continuation (at least one)
     "Context and continuation as lm-evaluation-harness encodes them"
     cut = len(context.rstrip())
     context, continuation = context[:cut], context[cut:] + continuation
     if context:
-        before = text_ids(lm, context, bos)
-        behind = text_ids(lm, context + continuation, bos)[len(before):]
+        before = text_ids(lm, context, bos, control)
+        behind = text_ids(lm, context + continuation, bos, control)[len(before):]
     else:
-        behind = lm.encode(continuation)
+        behind = lm.encode(continuation, control=control)
         before = [lm.bos_id] if behind[:1] != [lm.bos_id] else [behind.pop(0)]
     if not behind:
         raise InputError(f"The continuation {continuation[:40]!r} behind {context[-40:]!r} has no token of its own: "
@@ -159,7 +160,7 @@ def evaluate_choice(lm:LM,
                    )->dict:          # key, rows (one per item), scores (acc, acc_norm, acc_bytes, n, ci), chance, slots, bytes, truncated, form, bos
     "How often the most probable choice is the right one, behind `prefix`"
     items, prefix = list(read_choice(items)), find_prefix(prefix, lm)
-    asked = [[request_ids(lm, *r, bos) for r in choice_requests(lm, o, form)] for o in items]
+    asked = [[request_ids(lm, *r, bos, form == 'chat') for r in choice_requests(lm, o, form)] for o in items]
     scores = iter(score_continuations(lm, [p for pairs in asked for p in pairs], prefix, batch_size))
     rows = [choice_result(o, [next(scores) for _ in o.choices]) for o in items]
     ci = {k: bootstrap_ci([r[k] for r in rows]) for k in DIVISORS}

@@ -169,7 +169,7 @@ Compressor.encode = _encode
 
 def _bake(self, embeds, own, at):
     "ICAE's artefact, k embeddings, as the frozen model reads them once: keys and values per layer"
-    cache = self.lm.body(inputs_embeds=embeds.to(self.lm.dtype), attention_mask=own.long(), position_ids=at, past_key_values=DynamicCache(), use_cache=True).past_key_values
+    cache = self.lm.run(inputs_embeds=embeds.to(self.lm.dtype), mask=own, positions=at).past_key_values
     return [(K, V) for K,V,*_ in cache]
 Compressor._bake = _bake
 

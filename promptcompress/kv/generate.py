@@ -9,10 +9,12 @@ __all__ = ['positions_behind', 'join_masks', 'generate', 'regenerate', 'read_on'
            'PrefixPipeline']
 
 # %% ../../nbs/11_kv.generate.ipynb #0fac4558
+import copy, numbers, operator
+from collections.abc import Mapping
 from typing import NamedTuple
 import torch
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, DynamicCache, Pipeline
+from transformers import AutoModelForCausalLM, GenerationConfig, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from ..core import InputError, StateError
 from .prefix import KVPrefix, PrefixBatch, collate, empty_prefix, pad_rows
@@ -21,20 +23,37 @@ from ..lm import LM, check_length
 # %% ../../nbs/11_kv.generate.ipynb #384e65f3
 def _ids(lm, prompt):
     "A prompt, text or token ids, as token ids"
-    ids = lm.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
+    if isinstance(prompt, str): ids = lm.encode(prompt)
+    else:
+        try: ids = [operator.index(i) for i in (prompt.tolist() if hasattr(prompt, 'tolist') else prompt)]
+        except TypeError: raise InputError(f"A prompt is a text or a list of token ids, not {str(prompt)[:60]!r}. To put questions to a chat model, use ask()") from None
+        if bad := [i for i in ids if not 0 <= i < lm.embed.weight.shape[0]]: raise InputError(f"Token id {bad[0]} is not in the vocabulary of {lm.name}, which has {lm.embed.weight.shape[0]} tokens")
     if not ids: raise InputError("A prompt needs at least one token: to regenerate a text, use regenerate()")
     return ids
+
+def _prompts(lm, prompt):
+    "Rows of token ids, and whether there was a list of prompts"
+    if isinstance(prompt, Mapping) and 'input_ids' in prompt: # what a tokenizer gives
+        rows = prompt['input_ids']; rows = rows.tolist() if hasattr(rows, 'tolist') else rows
+        if not rows or not isinstance(rows[0], (list, tuple)): return [_ids(lm, rows)], False
+        real = prompt.get('attention_mask') or [[1]*len(r) for r in rows] if not hasattr(prompt.get('attention_mask'), 'tolist') else prompt['attention_mask'].tolist()
+        return [_ids(lm, [i for i,m in zip(r, ms) if m]) for r,ms in zip(rows, real)], True
+    if hasattr(prompt, 'tolist'): prompt = prompt.tolist()
+    many = isinstance(prompt, (list, tuple)) and (not prompt or not isinstance(prompt[0], numbers.Integral))
+    return [_ids(lm, p) for p in (prompt if many else [prompt])], many
 
 def _batch(lm, prefix, n):
     "`n` prefixes as one batch; one is repeated, None reads nothing"
     if isinstance(prefix, PrefixBatch): batch = prefix
     else:
-        if prefix is None: prefix = empty_prefix(lm)
-        batch = collate([prefix] if isinstance(prefix, KVPrefix) else list(prefix), lm)
+        given = [prefix] if prefix is None or isinstance(prefix, KVPrefix) else list(prefix)
+        if bad := [p for p in given if not isinstance(p, (KVPrefix, type(None)))]: raise InputError(f"A prefix is a KVPrefix, or None to read nothing, not {type(bad[0]).__name__}")
+        batch = collate([empty_prefix(lm) if p is None else p for p in given], lm)
     if len(batch) == n: return batch
     if len(batch) == 1: return batch.repeat(n)
     raise InputError(f"{len(batch)} prefixes can't be matched with {n} prompts: give as many prompts as prefixes, or one of either")
 
+# %% ../../nbs/11_kv.generate.ipynb #25fb9307
 def positions_behind(batch:PrefixBatch, mask # `[batch, tokens]`, True where a token is real
                     ):                       # `[batch, tokens]` positions; pads get the first one
     "Rotary or learned positions of new tokens behind a batch of prefixes"
@@ -45,27 +64,41 @@ def join_masks(batch:PrefixBatch, mask)->torch.Tensor: # `[batch, slots + tokens
     return torch.cat([batch.mask, mask], 1).long()
 
 # %% ../../nbs/11_kv.generate.ipynb #5fc4ad22
+def _writer(lm, options):
+    "The model that writes, and its options: a GenerationConfig counts as options given; what is called greedy has no rule of the model's own on it"
+    config = options.pop('generation_config', None)
+    if config is not None: options = {k: v for k,v in config.to_diff_dict().items() if k != 'transformers_version'} | options
+    if no := [o for o in ('return_dict_in_generate','output_scores','output_logits','max_length') if options.get(o)]:
+        raise InputError(f"{no[0]} is not for generate(), which gives text, or ids with ids=True: use max_new_tokens for a limit, and nll() or lm.model.generate for scores")
+    options = dict(do_sample=False, pad_token_id=lm.pad_id, eos_token_id=lm.stop_ids) | options
+    if options['do_sample'] or config is not None: return lm.model, options
+    own = copy.copy(lm.model) # the same weights
+    own.generation_config = GenerationConfig()
+    return own, options
+
 @torch.no_grad()
 def generate(lm:LM,              # The frozen reader
              prefix,             # A `KVPrefix`, a list of them, a `PrefixBatch`, or None for nothing
-             prompt,             # Text or token ids, or a list of either
-             max_new_tokens=64,  # Tokens to generate at most
+             prompt,             # Text or token ids, or a list of either, or what a tokenizer gives
+             max_new_tokens=None,# Tokens to generate at most; those of a `generation_config`, or 64, if None
              ids=False,          # Give token ids, padded, instead of text?
-             **options,          # Any option of transformers' `generate`: do_sample, num_beams, num_return_sequences, streamer...
+             **options,          # Any option of transformers' `generate`: do_sample, num_beams, num_return_sequences, streamer, generation_config...
             ):                   # A string for one prompt, a list for a list; lists of `num_return_sequences` if that is above 1
     "Text that the frozen LM writes behind `prefix` and `prompt`, without the prompt"
-    many = isinstance(prompt, (list, tuple)) and (not prompt or not isinstance(prompt[0], int))
-    rows = [_ids(lm, p) for p in (prompt if many else [prompt])]
+    rows, many = _prompts(lm, prompt)
     if many and not rows: return []
     n_prefix = len(prefix) if isinstance(prefix, (list, tuple, PrefixBatch)) else 1
     if len(rows) == 1 and n_prefix > 1: rows, many = rows*n_prefix, True
+    model, options = _writer(lm, options)
+    limit = options.pop('max_new_tokens', None) if max_new_tokens is None else (options.pop('max_new_tokens', None), max_new_tokens)[1]
+    limit = 64 if limit is None else limit
     batch = _batch(lm, prefix, len(rows))
     x, mask = (t.to(lm.device) for t in pad_rows(rows, lm.pad_id, side='left'))
-    check_length(lm, max(batch.slots, int(batch.next_position.max())) + x.shape[1] + max_new_tokens, 'Prefix, prompt and new text')
-    samples = options.get('num_return_sequences', 1)
-    cache = batch.repeat(max(options.get('num_beams', 1), samples)).cache() # generate() expands everything but a cache
-    out = lm.model.generate(input_ids=x, attention_mask=join_masks(batch, mask), position_ids=positions_behind(batch, mask), max_new_tokens=max_new_tokens,
-                            **(dict(past_key_values=cache) if cache else {}), **{**dict(do_sample=False, pad_token_id=lm.pad_id, eos_token_id=lm.eos_id), **options})
+    check_length(lm, max(batch.slots, int(batch.next_position.max())) + x.shape[1] + limit, 'Prefix, prompt and new text')
+    samples, both = options.get('num_return_sequences') or 1, join_masks(batch, mask)
+    cache = batch.repeat(max(options.get('num_beams') or 1, samples)).cache() # generate() expands everything but a cache
+    out = model.generate(input_ids=x, attention_mask=both, max_new_tokens=limit, **lm.placed(both, positions_behind(batch, mask)),
+                         **(dict(past_key_values=cache) if cache else {}), **options)
     texts = [o if ids else lm.decode(o) for o in out[:, x.shape[1]:]]
     if samples > 1: texts = [texts[i:i+samples] for i in range(0, len(texts), samples)]
     return texts if many else texts[0]
@@ -88,7 +121,7 @@ def read_on(lm:LM, prefix, # As in `generate`
     if not all(rows): raise InputError("Some rows have no tokens to read: give each at least one")
     ids, mask = (t.to(lm.device) for t in pad_rows(rows, lm.pad_id))
     check_length(lm, max(batch.slots, int(batch.next_position.max())) + ids.shape[1], 'Prefix and prompt')
-    cache = lm.body(input_ids=ids, attention_mask=join_masks(batch, mask), position_ids=positions_behind(batch, mask), past_key_values=batch.cache() or DynamicCache(), use_cache=True).past_key_values
+    cache = lm.run(ids, join_masks(batch, mask), positions_behind(batch, mask), batch.cache()).past_key_values
     return PrefixBatch([(K, V) for K,V,*_ in cache], torch.cat([batch.mask, mask], 1), batch.next_position + mask.sum(1))
 
 # %% ../../nbs/11_kv.generate.ipynb #97afed16
@@ -117,9 +150,9 @@ def label_logits(lm:LM,
     batch = _batch(lm, prefix, len(input_ids))
     mask = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
     check_length(lm, max(batch.slots, int(batch.next_position.max())) + input_ids.shape[1], 'Prefix and text')
-    hidden = lm.body(input_ids=input_ids, attention_mask=join_masks(batch, mask), position_ids=positions_behind(batch, mask), past_key_values=batch.cache()).last_hidden_state
+    hidden = lm.run(input_ids, join_masks(batch, mask), positions_behind(batch, mask), batch.cache(), use_cache=batch.slots > 0).last_hidden_state
     at = (labels[:,1:] != -100).nonzero(as_tuple=True) # rows and columns with a label behind them
-    return lm.head(hidden[at]).float(), at
+    return lm.logits(hidden[at]), at
 
 # %% ../../nbs/11_kv.generate.ipynb #52b9c03b
 def sum_rows(values, at, labels)->Scores:

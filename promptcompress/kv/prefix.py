@@ -12,13 +12,14 @@ __all__ = ['SCHEMA', 'KVPrefix', 'pad_rows', 'source_info', 'read', 'empty_prefi
 import hashlib, html
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-import torch
+import numpy as np, torch
+from fastcore.basics import patch
 from transformers import DynamicCache
-from ..core import InputError, StateError, load_tensors, save_tensors, need
+from ..core import InputError, StateError, load_tensors, named_dtype, need, save_tensors
 from ..lm import LM, rotate
 
 # %% ../../nbs/10_kv.prefix.ipynb #c4804782
-@dataclass
+@dataclass(eq=False) # compared below, by content
 class KVPrefix:
     "Keys and values of `k` slots of one document, with their positions (the artefact of 500xCompressor, arXiv 2408.03094)"
     keys: torch.Tensor      # `[layers, kv_heads, k, head_dim]`, rotated to `positions`
@@ -57,9 +58,10 @@ def pad_rows(rows,      # List of lists of token ids
         ids[i,at] = torch.as_tensor(r, dtype=torch.long); mask[i,at] = True
     return ids, mask
 
-def source_info(maker:str, lm:LM, ids)->dict:
+def source_info(maker:str, lm:LM, ids,
+                fingerprint=None)->dict: # `lm.fingerprint`, from whoever asks for many rows
     "What a prefix records of where it comes from"
-    return dict(maker=maker, model=lm.name, fingerprint=lm.fingerprint, source_tokens=len(ids),
+    return dict(maker=maker, model=lm.name, fingerprint=fingerprint or lm.fingerprint, source_tokens=len(ids),
                 source_sha256=hashlib.sha256(bytes(str(list(map(int, ids))), 'ascii')).hexdigest()[:16])
 
 @torch.no_grad()
@@ -73,15 +75,32 @@ def read(lm:LM,       # The model that reads
     if ids.shape[1] == 0: return [empty_prefix(lm, maker) for _ in rows]
     ids, mask = ids.to(lm.device), mask.to(lm.device)
     pos = torch.arange(ids.shape[1], device=lm.device).expand_as(ids)
-    cache = lm.body(input_ids=ids, attention_mask=mask.long(), position_ids=pos, past_key_values=DynamicCache(), use_cache=True).past_key_values
+    cache, made_by = lm.run(ids, mask, pos).past_key_values, lm.fingerprint
     K, V = (torch.stack([layer[i] for layer in cache], 1) for i in (0,1)) # [batch, layers, heads, n, dim]
     return [KVPrefix(K[b,:,:,:len(r)].clone(), V[b,:,:,:len(r)].clone(), pos[b,:len(r)].clone(), len(r), lm.architecture,
-                     inv_freq=lm.inv_freq, info=source_info(maker, lm, r)) for b,r in enumerate(rows)]
+                     inv_freq=lm.inv_freq, info=source_info(maker, lm, r, made_by)) for b,r in enumerate(rows)]
 
 def empty_prefix(lm:LM, maker='none')->KVPrefix:
     "A prefix of no slots: nothing was read"
     none = torch.empty(lm.n_layers, lm.kv_heads, 0, lm.head_dim, dtype=lm.dtype, device=lm.device)
     return KVPrefix(none, none.clone(), torch.empty(0, dtype=torch.long, device=lm.device), 0, lm.architecture, inv_freq=lm.inv_freq, info=source_info(maker, lm, []))
+
+# %% ../../nbs/10_kv.prefix.ipynb #5ebdafce
+_TENSORS = 'keys','values','positions','inv_freq'
+
+def _same(a, b): return a is b or (a is not None and b is not None and a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b.to(a.device)))
+
+@patch
+def __eq__(self:KVPrefix, other):
+    if not isinstance(other, KVPrefix): return NotImplemented
+    plain = lambda p: (p.architecture, p.start, p.next_position)
+    return plain(self) == plain(other) and all(_same(getattr(self, t), getattr(other, t)) for t in _TENSORS)
+
+@patch
+def __hash__(self:KVPrefix): return hash((*self.architecture.values(), self.start, self.next_position, len(self), self.keys.dtype))
+
+@patch
+def __getstate__(self:KVPrefix): return {k: v.clone() if isinstance(v, torch.Tensor) and v.untyped_storage().nbytes() > v.nbytes else v for k,v in vars(self).items()}
 
 # %% ../../nbs/10_kv.prefix.ipynb #7ba2ed8d
 def _norms(self, most=64)->torch.Tensor: # `[layers, columns]`
@@ -102,29 +121,36 @@ def _html(self):
 KVPrefix._repr_html_ = _html
 
 # %% ../../nbs/10_kv.prefix.ipynb #a9d97279
-def _getitem(self, at:slice # Which slots
-            )->KVPrefix:
+@patch
+def __getitem__(self:KVPrefix, at:slice # Which slots
+               )->KVPrefix:
     "Some of the slots; `next_position` stays"
     if not isinstance(at, slice): raise InputError(f"A KVPrefix is indexed with a slice, like p[-16:], not with {at!r}")
     return replace(self, keys=self.keys[:,:,at], values=self.values[:,:,at], positions=self.positions[at], info=dict(self.info))
-KVPrefix.__getitem__ = _getitem
 
-def _to(self, device=None, dtype=None)->KVPrefix:
+@patch
+def to(self:KVPrefix, *where,          # As tensors take it: a device, a dtype, or both, also as words
+       device=None, dtype=None)->KVPrefix:
     "Move to a device, convert keys and values to a dtype"
+    for w in where:
+        if isinstance(w, torch.dtype) or isinstance(w, str) and w.removeprefix('torch.') in ('float16','bfloat16','float32','float64','half','float','double'): dtype = w
+        elif w is not None: device = w
+    dtype = dtype if dtype is None or isinstance(dtype, torch.dtype) else getattr(torch, dtype.removeprefix('torch.'), dtype)
+    if dtype is not None: dtype = named_dtype(dtype)
     freq = None if self.inv_freq is None else self.inv_freq.to(device=device)
     return replace(self, keys=self.keys.to(device=device, dtype=dtype), values=self.values.to(device=device, dtype=dtype), positions=self.positions.to(device=device), inv_freq=freq)
-KVPrefix.to = _to
 
 # %% ../../nbs/10_kv.prefix.ipynb #5b54a9a3
-def _move(self, start:int # Position of the first source token afterwards
-         )->KVPrefix:
+@patch
+def move(self:KVPrefix, start:int # Position of the first source token afterwards
+        )->KVPrefix:
     "The same prefix as if its source had begun at position `start`"
-    delta = start - self.start
+    if isinstance(start, bool) or not isinstance(start, (int, np.integer)): raise InputError(f"A prefix moves to a whole position, not to {start!r}")
+    delta = int(start) - self.start
     if delta == 0: return self
     if self.inv_freq is None:
         raise InputError(f"A prefix of {self.architecture['family']} can't be moved: its positions are learned or change with the length. Make it where it shall stand")
-    return replace(self, keys=rotate(self.keys, float(delta), self.inv_freq), positions=self.positions + delta, next_position=self.next_position + delta, start=start, info=dict(self.info))
-KVPrefix.move = _move
+    return replace(self, keys=rotate(self.keys, float(delta), self.inv_freq), positions=self.positions + delta, next_position=self.next_position + delta, start=int(start), info=dict(self.info))
 
 # %% ../../nbs/10_kv.prefix.ipynb #e6046b9a
 def same_architecture(have:dict, want:dict, what:str):
@@ -190,10 +216,10 @@ def read_behind(lm:LM, rows,       # List of lists of token ids, one per documen
     if max(slots, start) + ids.shape[1] > lm.window: raise InputError(f"A prefix that ends at {start} and a text of {ids.shape[1]} tokens do not fit {lm.name}'s window of {lm.window}")
     if ids.shape[1] == 0: return [front[:] for _ in rows]
     batch, pos = collate([front]*len(rows), lm), start + torch.arange(ids.shape[1], device=lm.device).expand_as(ids)
-    cache = lm.body(input_ids=ids, attention_mask=torch.cat([batch.mask, mask], 1).long(), position_ids=pos, past_key_values=batch.cache() or DynamicCache(), use_cache=True).past_key_values
+    cache, made_by = lm.run(ids, torch.cat([batch.mask, mask], 1), pos, batch.cache()).past_key_values, lm.fingerprint
     K, V = (torch.stack([layer[i] for layer in cache], 1) for i in (0,1)) # [batch, layers, heads, slots + n, dim]
     def one(b, r):
-        behind, n = source_info(maker, lm, r), slots + len(r)
+        behind, n = source_info(maker, lm, r, made_by), slots + len(r)
         info = behind | dict(maker=f"{front.info.get('maker')}+{maker}", source_tokens=len(r) + (front.info.get('source_tokens') or 0), parts=[front.info, behind])
         return KVPrefix(K[b,:,:,:n].clone(), V[b,:,:,:n].clone(), torch.cat([front.positions.to(pos), pos[b,:len(r)]]), start + len(r), lm.architecture, front.start, lm.inv_freq, info)
     return [one(b, r) for b,r in enumerate(rows)]
@@ -222,6 +248,7 @@ KVPrefix.quantise = _quantise
 
 # %% ../../nbs/10_kv.prefix.ipynb #943c2c6f
 SCHEMA = 1 # of the file format
+_DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
 _HEADER = ('schema','architecture','start','next_position','bits','dtype','info')
 
 def _save(self, path, # File to write
@@ -231,6 +258,8 @@ def _save(self, path, # File to write
     t = dict(positions=self.positions)
     if self.inv_freq is not None: t['inv_freq'] = self.inv_freq
     if bits: self.quantise(bits) # checks
+    if self.keys.dtype not in _DTYPES.values(): raise InputError(f"A prefix is stored in float32, bfloat16 or float16, not in {self.keys.dtype}: convert it with .to(torch.float32)")
+    if not (torch.isfinite(self.keys).all() and torch.isfinite(self.values).all()): raise InputError("This prefix holds numbers that are not finite (NaN or infinity): it was made by a model or training that went wrong, and is not saved")
     for x in ('keys','values'):
         v = getattr(self, x)
         t |= dict(zip((f'{x}.q',f'{x}.lo',f'{x}.step'), _pack(v, bits))) if bits else {x: v}
@@ -248,7 +277,7 @@ def _check_file(path, t, h):
     a = h['architecture']
     if not isinstance(a, dict) or a.keys() != {'family','layers','kv_heads','head_dim'}: bad('its architecture is incomplete')
     if not all(type(a[x]) is int and a[x] > 0 for x in ('layers','kv_heads','head_dim')): bad('its architecture has sizes that are none')
-    if h['bits'] not in (None, 4, 8) or h['dtype'] not in ('float32','bfloat16','float16'): bad('unknown number format')
+    if h['bits'] not in (None, 4, 8) or h['dtype'] not in _DTYPES: bad('unknown number format')
     if not all(type(h[x]) is int and abs(h[x]) < 2**31 for x in ('start','next_position')): bad('its positions are not integers')
     if not isinstance(h['info'], dict): bad('its info is no dictionary')
     rows, d = (a['layers'], a['kv_heads'], t['positions'].numel() if 'positions' in t else 0), a['head_dim']
@@ -259,6 +288,7 @@ def _check_file(path, t, h):
     if t.keys() - {'inv_freq'} != want.keys(): bad(f"it holds {sorted(t)}, expected {sorted(want)}")
     for x,(shape,dtype) in want.items():
         if (tuple(t[x].shape), t[x].dtype) != (shape, dtype): bad(f"{x} are {tuple(t[x].shape)} {t[x].dtype}, expected {shape} {dtype}")
+    if broken := [x for x,v in t.items() if v.is_floating_point() and not torch.isfinite(v).all()]: bad(f"{broken[0]} holds numbers that are not finite; make it again")
     f = t.get('inv_freq')
     if f is not None and (f.ndim != 1 or f.dtype != torch.float32 or 2*len(f) > d): bad('its rotary frequencies do not fit its heads')
 
@@ -275,7 +305,7 @@ def load_prefix(path,     # File written by `KVPrefix.save`
     if lm is None: return p
     same_architecture(p.architecture, lm.architecture, str(path))
     if not lm.same_weights(p.info.get('fingerprint')): p.info['transferred_from'] = p.info['fingerprint']
-    return p.to(lm.device, lm.dtype)
+    return p.to(device=lm.device, dtype=lm.dtype)
 KVPrefix.load = staticmethod(load_prefix)
 
 # %% ../../nbs/10_kv.prefix.ipynb #cd6df35c

@@ -120,7 +120,7 @@ class SoftPrompt(Prompt):
     def batch(self, lm=None)->PrefixBatch:
         "Keys and values of the prompt as `lm` reads it, a batch of one, differentiable"
         lm, at = lm or self.lm, torch.arange(len(self), device=self.embeddings.device)[None]
-        out = lm.body(inputs_embeds=self.embeddings[None].to(lm.dtype), attention_mask=torch.ones_like(at), position_ids=at, past_key_values=DynamicCache(), use_cache=True)
+        out = lm.run(inputs_embeds=self.embeddings[None].to(lm.dtype), mask=torch.ones_like(at), positions=at)
         return PrefixBatch([(K, V) for K,V,*_ in out.past_key_values], at.new_ones(at.shape, dtype=torch.bool), at.new_tensor([len(self)]))
 
 # %% ../../nbs/40_soft.prompt.ipynb #357a6937
@@ -199,7 +199,7 @@ def _logits(self, input_ids, labels, mask):
     with recomputed(self.lm): hidden = self.lm.body(**args, use_cache=False).last_hidden_state
     at = (labels[:,1:] != -100).nonzero(as_tuple=True)
     column = text.long().argmax(1)[at[0]] + at[1] - mask.long().argmax(1)[at[0]]
-    return self.lm.head(hidden[at[0], column]).float(), at
+    return self.lm.logits(hidden[at[0], column]), at
 SoftPrompt.logits = _logits
 
 # %% ../../nbs/40_soft.prompt.ipynb #edbef409
@@ -272,13 +272,16 @@ class PromptMaker(Maker):
         return hard_prompt(lm, self.prompt) if self.name == 'hard' else load_prompt(self.prompt, lm).bake(lm)
     def make(self, lm, texts):
         front = self.front(lm)
-        if isinstance(self.then, Reader): return [p for t in texts for p in read_behind(lm, [self.then.row(lm, t)], front, self.then.name)]
+        if isinstance(self.then, Reader): return self._behind(lm, [self.then.row(lm, t) for t in texts], front)
         return [front + p for p in self.then(lm, texts)]
     def make_inside(self, lm, texts, talk): # the prompt in front of the whole conversation, as it was learnt in front of whole texts
         front = self.front(lm)
         if not isinstance(self.then, Reader): return [front + p for p in self.then(lm, texts, talk)]
         rows = [talk.front(t) if self.then.verbatim else [*talk.head, *self.then.row(lm, t)[len(lm.start_ids):]] for t in texts]
-        return [p for r in rows for p in read_behind(lm, [r], front, self.then.name)]
+        return self._behind(lm, rows, front)
+    def _behind(self, lm, rows, front): # some thousand tokens in one pass
+        most = max(1, 8192//max(1, len(front) + max(map(len, rows))))
+        return [p for i in range(0, len(rows), most) for p in read_behind(lm, rows[i:i+most], front, self.then.name)]
     @property
     def verbatim(self): return self.then.verbatim
     @property

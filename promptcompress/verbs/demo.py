@@ -36,9 +36,8 @@ def first_token_seconds(lm, cases:dict, # name -> (prefix or None, token ids to 
     def first(prefix, ids):
         batch, x = collate([prefix or empty_prefix(lm)], lm), torch.tensor([ids], device=lm.device)
         mask = torch.ones_like(x, dtype=torch.bool)
-        hidden = lm.body(input_ids=x, attention_mask=join_masks(batch, mask), position_ids=positions_behind(batch, mask),
-                         past_key_values=batch.cache(), use_cache=True).last_hidden_state
-        return int(lm.head(hidden[:,-1]).argmax()) # a number on the host: the device has finished
+        hidden = lm.run(x, join_masks(batch, mask), positions_behind(batch, mask), batch.cache()).last_hidden_state
+        return int(lm.logits(hidden[:,-1]).argmax()) # a number on the host: the device has finished
     taken = {name: [] for name in cases}
     with torch.inference_mode():
         for i in range(repeats + 2):

@@ -99,7 +99,7 @@ def _token_rows(files, lm, limit=None):
             continue
         texts = iter(progress((t.text for t in read_texts(f, limit)), f'tokenising {Path(f).name}'))
         while some := list(islice(texts, 500)):
-            for ids in lm.tokenizer(some, add_special_tokens=False, verbose=False)['input_ids']: yield np.array(ids, dtype=np.int32)
+            for ids in lm.tokenizer(some, add_special_tokens=False, split_special_tokens=True, verbose=False)['input_ids']: yield np.array(ids, dtype=np.int32)
 
 # %% ../../nbs/64_verbs.train.ipynb #01a8b8dc
 def _examples(args, lm, config, length, batch):
