@@ -21,7 +21,7 @@ from transformers import (AutoModelForCausalLM, AutoTokenizer, DynamicCache, GPT
     LlamaForCausalLM, MistralConfig, MistralForCausalLM, OPTConfig, OPTForCausalLM, Phi3Config, Phi3ForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM)
 from .core import InputError, pick_device, pick_dtype, read_json
 
-# %% ../nbs/01_lm.ipynb #480e41c0
+# %% ../nbs/01_lm.ipynb #3c9addac
 def plain_model(model):
     "The model that PEFT has put its layers into; anything else as it is"
     if not hasattr(model, 'get_base_model'): return model
@@ -29,6 +29,7 @@ def plain_model(model):
         raise InputError("This PEFT model puts learnt vectors in front of its input, which a prefix would not pass: give the base model, and load them as a prompt (load_prompt)")
     return model.get_base_model() # LoRA and its kin are inside, and stay active
 
+# %% ../nbs/01_lm.ipynb #480e41c0
 class LM:
     "A frozen causal language model, its tokenizer, and what must be known about them"
     def __init__(self, model,     # A transformers causal LM, or one of PEFT
@@ -120,7 +121,8 @@ def _measured(lm):
 @patch(as_prop=True)
 def sizes(self:LM)->dict: # layers, kv_heads, head_dim
     "What the model's cache holds of every token"
-    if '_sizes' not in vars(self): self._sizes = _declared(self.text_config) if self.embed.weight.is_meta else _measured(self)
+    if any(p.is_meta for p in self.model.parameters()): return _declared(self.text_config) # some of it is still to be loaded
+    if '_sizes' not in vars(self): self._sizes = _measured(self)
     return self._sizes
 
 # %% ../nbs/01_lm.ipynb #98103724

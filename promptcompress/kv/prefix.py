@@ -85,23 +85,6 @@ def empty_prefix(lm:LM, maker='none')->KVPrefix:
     none = torch.empty(lm.n_layers, lm.kv_heads, 0, lm.head_dim, dtype=lm.dtype, device=lm.device)
     return KVPrefix(none, none.clone(), torch.empty(0, dtype=torch.long, device=lm.device), 0, lm.architecture, inv_freq=lm.inv_freq, info=source_info(maker, lm, []))
 
-# %% ../../nbs/10_kv.prefix.ipynb #5ebdafce
-_TENSORS = 'keys','values','positions','inv_freq'
-
-def _same(a, b): return a is b or (a is not None and b is not None and a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b.to(a.device)))
-
-@patch
-def __eq__(self:KVPrefix, other):
-    if not isinstance(other, KVPrefix): return NotImplemented
-    plain = lambda p: (p.architecture, p.start, p.next_position)
-    return plain(self) == plain(other) and all(_same(getattr(self, t), getattr(other, t)) for t in _TENSORS)
-
-@patch
-def __hash__(self:KVPrefix): return hash((*self.architecture.values(), self.start, self.next_position, len(self), self.keys.dtype))
-
-@patch
-def __getstate__(self:KVPrefix): return {k: v.clone() if isinstance(v, torch.Tensor) and v.untyped_storage().nbytes() > v.nbytes else v for k,v in vars(self).items()}
-
 # %% ../../nbs/10_kv.prefix.ipynb #7ba2ed8d
 def _norms(self, most=64)->torch.Tensor: # `[layers, columns]`
     "Mean length of the keys of each layer and slot; neighbours are averaged if there are more than `most` slots"
@@ -139,6 +122,23 @@ def to(self:KVPrefix, *where,          # As tensors take it: a device, a dtype, 
     if dtype is not None: dtype = named_dtype(dtype)
     freq = None if self.inv_freq is None else self.inv_freq.to(device=device)
     return replace(self, keys=self.keys.to(device=device, dtype=dtype), values=self.values.to(device=device, dtype=dtype), positions=self.positions.to(device=device), inv_freq=freq)
+
+# %% ../../nbs/10_kv.prefix.ipynb #5ebdafce
+_TENSORS = 'keys','values','positions','inv_freq'
+
+def _same(a, b): return a is b or (a is not None and b is not None and a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b.to(a.device)))
+
+@patch
+def __eq__(self:KVPrefix, other):
+    if not isinstance(other, KVPrefix): return NotImplemented
+    plain = lambda p: (p.architecture, p.start, p.next_position)
+    return plain(self) == plain(other) and all(_same(getattr(self, t), getattr(other, t)) for t in _TENSORS)
+
+@patch
+def __hash__(self:KVPrefix): return hash((*self.architecture.values(), self.start, self.next_position, len(self), self.keys.dtype))
+
+@patch
+def __getstate__(self:KVPrefix): return {k: v.clone() if isinstance(v, torch.Tensor) and v.untyped_storage().nbytes() > v.nbytes else v for k,v in vars(self).items()}
 
 # %% ../../nbs/10_kv.prefix.ipynb #5b54a9a3
 @patch
@@ -277,7 +277,7 @@ def _check_file(path, t, h):
     a = h['architecture']
     if not isinstance(a, dict) or a.keys() != {'family','layers','kv_heads','head_dim'}: bad('its architecture is incomplete')
     if not all(type(a[x]) is int and a[x] > 0 for x in ('layers','kv_heads','head_dim')): bad('its architecture has sizes that are none')
-    if h['bits'] not in (None, 4, 8) or h['dtype'] not in _DTYPES: bad('unknown number format')
+    if h['bits'] not in (None, 4, 8) or h['dtype'] not in [*_DTYPES]: bad('unknown number format')
     if not all(type(h[x]) is int and abs(h[x]) < 2**31 for x in ('start','next_position')): bad('its positions are not integers')
     if not isinstance(h['info'], dict): bad('its info is no dictionary')
     rows, d = (a['layers'], a['kv_heads'], t['positions'].numel() if 'positions' in t else 0), a['head_dim']
