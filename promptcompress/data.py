@@ -6,9 +6,9 @@ Docs: https://promptcompress.github.io/promptcompress/data.html.md"""
 
 # %% auto #0
 __all__ = ['Text', 'QA', 'iso_date', 'record_date', 'file_lines', 'existing_file', 'parse_json', 'json_records', 'source_items',
-           'nonempty', 'first_n', 'encodable', 'text_record', 'file_texts', 'read_texts', 'record_field',
-           'hotpot_context', 'race_questions', 'qa_records', 'read_qa', 'check_qa', 'cut', 'length_batches',
-           'calibration_batches']
+           'nonempty', 'first_n', 'encodable', 'text_record', 'file_texts', 'read_texts', 'answer_texts',
+           'record_field', 'hotpot_context', 'race_questions', 'qa_records', 'read_qa', 'check_qa', 'cut',
+           'length_batches', 'calibration_batches']
 
 # %% ../nbs/02_data.ipynb #a16f3a6d
 import gzip, json, lzma, random, re, zlib
@@ -36,9 +36,11 @@ class QA:
     id:str                  # Name in its collection
     context:str             # Text to answer from
     question:str            # The question alone, without a prompt around it
-    answers:tuple[str,...]  # At least one; duplicates removed, the first is the main one
+    answers:tuple[str,...]  # At least one; duplicates removed, the first is the main one (what else `answer_texts` takes becomes a tuple)
     date:str|None=None      # ISO date of the context, if known
     extractive:bool=field(default=True, repr=False) # False: written freely ('yes', an option of RACE), it need not stand in the context
+    def __post_init__(self):
+        if not isinstance(self.answers, tuple): object.__setattr__(self, 'answers', answer_texts(self.answers))
 
 # %% ../nbs/02_data.ipynb #7301b240
 def iso_date(value # A string, a number (year), a `date`, a `datetime` or None
@@ -206,14 +208,24 @@ def read_texts(source,     # A path, a list of paths, a dataset, or an iterable 
     return first_n(nonempty((t for t in texts() if t.text.strip()), "the source holds no text: give at least one document"), limit)
 
 # %% ../nbs/02_data.ipynb #f07682e4
+def answer_texts(value, # A string, a list of strings or of `{"text": ...}`, or `{"text": [...], "answer_start": [...]}` as `datasets` has it
+                 where='', # Where it stood, for messages
+                )->tuple:
+    "The answers in `value` as they stand there, in order"
+    at = f'{where}: ' if where else ''
+    if isinstance(value, Mapping):
+        if 'text' not in value: raise InputError(f"{at}an answer has the fields {list(value)[:6]}: give its 'text', a string or a list of strings")
+        value = value['text']
+    if hasattr(value, 'tolist'): value = value.tolist() # an array, as pandas and `datasets` in numpy's format have it
+    if isinstance(value, str): return (value,)
+    if not isinstance(value, (list, tuple)): raise InputError(f"{at}'answer(s)' is a {type(value).__name__}, expected a string or a list")
+    out = [v.get('text') if isinstance(v, Mapping) else v for v in value]
+    if all(isinstance(v, str) for v in out): return tuple(out)
+    raise InputError(f"{at}'answers' holds something that is not a string: give strings, or objects with a string as their 'text'")
+
 def _answers(value, where)->tuple:
     "Distinct non-blank answers, in order"
-    if isinstance(value, Mapping) and 'text' in value: value = value['text']
-    if isinstance(value, str): value = [value]
-    if not isinstance(value, (list, tuple)): raise InputError(f"{where}: 'answer(s)' is a {type(value).__name__}, expected a string or a list")
-    out = [v.get('text') if isinstance(v, Mapping) else v for v in value]
-    if not all(isinstance(v, str) for v in out): raise InputError(f"{where}: 'answers' holds something that is not a string")
-    return tuple(dict.fromkeys(encodable(v).strip() for v in out if v.strip()))
+    return tuple(dict.fromkeys(encodable(v).strip() for v in answer_texts(value, where) if v.strip()))
 
 def record_field(rec,   # What should be a JSON object
                  name,  # Field it must have

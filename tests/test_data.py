@@ -126,6 +126,13 @@ def test_datasets_objects(tmp_path):
     assert list(read_qa(qa)) == [QA('a', 'The sky is blue.', 'What is blue?', ('The sky',))]
     with pytest.raises(InputError, match='choose one split'): read_texts(DatasetDict(train=ds))
 
+@pytest.mark.parametrize('answers', [dict(text=['red', 'red mill'], answer_start=[2, 2]), ['red', 'red mill'], [dict(text='red'), dict(text='red mill')]])
+def test_answers_of_every_layout(answers, tmp_path):
+    "A list, a list of objects, and the columns of `datasets`, from a file, from objects and in a record made by hand"
+    rec = dict(id='0', context='a red mill', question='What colour has the mill?', answers=answers)
+    (tmp_path/'a.jsonl').write_text(json.dumps(rec))
+    for source in (tmp_path/'a.jsonl', [rec], [QA(**rec)]): assert [q.answers for q in read_qa(source)] == [('red', 'red mill')]
+
 def test_reading_streams(tmp_path):
     "Taking two of a million reads two: the broken third line is never seen"
     f = tmp_path/'a.jsonl'; f.write_text('{"text": "one"}\n{"text": "two"}\nbroken\n')

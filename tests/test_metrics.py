@@ -198,6 +198,22 @@ def test_means_keep_empty_predictions():
 def test_bad_input(f, args, word):
     with pytest.raises(InputError, match=word): f(*args)
 
+SQUAD = dict(text=['the red mill', 'mill'], answer_start=[4, 12]) # as `datasets` gives it
+@pytest.mark.parametrize('refs', [SQUAD, {k: np.array(v, object) for k,v in SQUAD.items()}, tuple(SQUAD['text']), np.array(SQUAD['text'], object),
+                                  [dict(text=t, answer_start=0) for t in SQUAD['text']]])
+def test_squad_references_score_nothing(refs):
+    "The layouts of an answer count as the answers they hold, in every function that takes references"
+    assert M.score_answers(['a red mill', 'Mill!'], [refs]*2) == dict(f1=1, em=1, f1_paper=pytest.approx(1/3), em_paper=0, n=2)
+    assert M.squad_f1('mill', refs) == M.squad_em('mill', refs) == M.paper_f1('mill', refs) == M.paper_em('mill', refs) == 1
+    assert M.squad_em('text', refs) == M.squad_f1('answer_start', refs) == 0 # names of fields are no answers
+    assert M.squad_em('', dict(text=[], answer_start=[])) == 1 # SQuAD 2's: no answer
+
+@pytest.mark.parametrize('refs', [dict(answer=['mill']), [dict(answer_start=4)], [3], 3, None, dict(text=3), dict(text=[['mill']])])
+def test_references_that_cannot_be_read(refs):
+    for f in (M.squad_f1, M.squad_em, M.paper_f1, M.paper_em, lambda p, r: M.score_answers([p], [r])):
+        with pytest.raises(InputError, match='text|string'): f('mill', refs)
+    with pytest.raises(InputError, match='single mapping'): M.score_answers(['a', 'b'], SQUAD)
+
 PUBLISHED = { # F1 of 500xCompressor's and ICAE's results table: ArxivQA, SQuAD, RE, HotpotQA, RACE; RACE 35.42 read as 25.42
     '500x-16': ((40.77, 50.01, 68.73, 41.68, 25.42), 72.89),
     '500x-4': ((38.30, 49.66, 63.72, 36.86, 21.49), 67.12), '500x-1': ((29.73, 42.86, 63.09, 37.47, 21.75), 62.26),
@@ -234,6 +250,7 @@ def test_metrics_as_evaluate_modules(tmp_path):
     for a,b in zip(['paris', '', ''], refs): qa.add(prediction=a, reference=b)
     assert qa.compute() == {k:v for k,v in M.score_answers(['paris', '', ''], refs).items() if k != 'n'}
     assert qa.compute(predictions=['Paris'], references=['Paris'])['em'] == 1 # one reference each, not in a list
+    assert qa.compute(predictions=['a red mill'], references=[SQUAD])['em'] == 1
     with pytest.raises(ValueError): m.compute(predictions=['a'], references=['a', 'b'])
     with pytest.raises(AttributeError): M.NoMetric
 

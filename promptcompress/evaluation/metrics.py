@@ -11,8 +11,10 @@ __all__ = ['lcs_length', 'rouge_l', 'tokens_13a', 'tokens_nltk', 'bleu', 'squad_
 # %% ../../nbs/50_evaluation.metrics.ipynb #70dd2ebb
 import math, re, string
 from collections import Counter
+from collections.abc import Mapping
 import numpy as np
 from ..core import InputError, need
+from ..data import answer_texts
 
 # %% ../../nbs/50_evaluation.metrics.ipynb #078e93e9
 def _lcs_rows(x:list, # Tokens; one row of the table for each prefix of `x`
@@ -181,19 +183,17 @@ def _bag_f1(p, r):
     if not p or not r: return float(p == r)
     return 2*(Counter(p) & Counter(r)).total()/(len(p) + len(r))
 
-def _as_list(references): return [references] if isinstance(references, str) else list(references)
-
-def _squad_references(references): return [w for w in map(_squad_words, _as_list(references)) if w] or [[]]
+def _squad_references(references): return [w for w in map(_squad_words, answer_texts(references)) if w] or [[]]
 
 def squad_f1(prediction:str, # Answer to judge
-             references,     # Right answer or a list of them; [] where the question has none
+             references,     # Right answer or a list of them, as in `answer_texts`; [] where the question has none
             )->float:        # 0 to 1
     "SQuAD's F1: bags of normalised words, the best of the references"
     p = _squad_words(prediction)
     return max(_bag_f1(p, r) for r in _squad_references(references))
 
 def squad_em(prediction:str, # Answer to judge
-             references,     # Right answer or a list of them; [] where the question has none
+             references,     # Right answer or a list of them, as in `answer_texts`; [] where the question has none
             )->float:        # 0 or 1
     "SQuAD's exact match: normalised words equal those of a reference"
     return float(_squad_words(prediction) in _squad_references(references))
@@ -201,17 +201,17 @@ def squad_em(prediction:str, # Answer to judge
 # %% ../../nbs/50_evaluation.metrics.ipynb #fbbf859a
 def _paper_reference(prediction, references):
     "The reference that the published code would judge by, or None"
-    return max((r for r in _as_list(references) if r.strip()), key=lambda r: _paper_rouge_l(prediction, r), default=None)
+    return max((r for r in answer_texts(references) if r.strip()), key=lambda r: _paper_rouge_l(prediction, r), default=None)
 
 def paper_f1(prediction:str, # Answer to judge
-             references,     # Right answer or a list of them
+             references,     # Right answer or a list of them, as in `answer_texts`
             )->float:        # 0 to 1
     "F1 as 500xCompressor's code has it: case and punctuation count; without a prediction or reference 0"
     r = _paper_reference(prediction, references)
     return _bag_f1(tokens_nltk(prediction.strip()), tokens_nltk(r.strip())) if r is not None else 0.
 
 def paper_em(prediction:str, # Answer to judge
-             references,     # Right answer or a list of them
+             references,     # Right answer or a list of them, as in `answer_texts`
             )->float:        # 0 or 1
     "Exact match as 500xCompressor's code has it: the same string, white space at the ends aside"
     r = _paper_reference(prediction, references)
@@ -222,6 +222,8 @@ def _check_pairs(predictions, references):
     "Two lists of the same length, predictions being strings"
     if isinstance(predictions, str) or isinstance(references, str):
         raise InputError("predictions and references must be lists, got a single string: wrap it in one")
+    if isinstance(predictions, Mapping) or isinstance(references, Mapping):
+        raise InputError("predictions and references must be lists, got a single mapping: wrap it in a list, with an entry for each prediction")
     if len(predictions) != len(references):
         raise InputError(f"{len(predictions)} predictions but {len(references)} references: give one (or a list) for each prediction")
     if not len(predictions): raise InputError("There are no predictions to score: give at least one")
@@ -247,7 +249,7 @@ def score_texts(predictions:list, # Texts to judge
     return _means(columns, predictions, references)
 
 def score_answers(predictions:list,        # Answers to judge
-                  list_of_references:list, # For each, a right answer or a list of them; [] where there is none
+                  list_of_references:list, # For each, what `answer_texts` takes: a right answer or several; [] where there is none
                  )->dict:                  # f1, em, f1_paper, em_paper, n
     "Mean F1 and exact match of answers, by SQuAD's rules and by the paper's"
     _check_pairs(predictions, list_of_references)
@@ -284,7 +286,7 @@ def _metric_class(name, description, score, references):
     "A subclass of `evaluate.Metric` whose numbers are those of `score`, less n"
     evaluate, datasets = need('evaluate'), need('datasets')
     text = datasets.Value('string')
-    kinds = {'one': text, 'many': datasets.Sequence(text)}
+    kinds = {'one': text, 'many': datasets.Sequence(text), 'squad': {'text': datasets.Sequence(text), 'answer_start': datasets.Sequence(datasets.Value('int32'))}}
     features = [datasets.Features({'predictions': text, 'references': kinds[k]}) for k in references]
     def _info(self): return evaluate.MetricInfo(description=description, citation='', inputs_description=description, features=features)
     def _compute(self, predictions, references, **kw): return {k:v for k,v in score(predictions, references, **kw).items() if k != 'n'}
@@ -292,7 +294,7 @@ def _metric_class(name, description, score, references):
 
 _METRICS = {
     'regeneration': ('RegenerationMetric', "Mean Rouge-L and BLEU of texts; paper=True adds the paper's", score_texts, ('one',)),
-    'qa': ('QAMetric', "Mean F1 and exact match of answers, SQuAD's and the paper's", score_answers, ('many','one'))}
+    'qa': ('QAMetric', "Mean F1 and exact match of answers, SQuAD's and the paper's", score_answers, ('squad','many','one'))} # the first that fits is taken: a mapping fits a list too
 
 # %% ../../nbs/50_evaluation.metrics.ipynb #db2f77e9
 def __getattr__(name):
