@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from .core import InputError
-from .data import QA, Text, read_texts
+from .data import QA, UNSPACED, Text, read_texts
 
 # %% ../nbs/03_qa_writer.ipynb #c43dea33
 ABBREVIATION = re.compile(r'(?:\b(?:e\.g|i\.e|et al|cf|vs|resp|approx|ca|Figs?|Eqs?|Refs?|Secs?|No|Dr|Mr|Mrs|Prof|St|Mt|Jr|Sr|Inc|[A-Z])\.)$')
@@ -66,7 +66,6 @@ def _candidates(sentence, counts):
 
 # %% ../nbs/03_qa_writer.ipynb #0d31ba79
 _number = re.compile(r'(?:(?<![\w.,)\]])[-−±])?\d+(?:[.,]\d+)*(?:[eE][-−+]?\d+)?')
-_unspaced = re.compile('[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]')
 
 def _in_number(text, i):
     "Does a number go on across the position `i`?"
@@ -78,7 +77,7 @@ def _in_word(text, i):
     "Does a word go on across the position `i`?"
     if not 0 < i < len(text): return False
     if text[i-1] == '-' and text[i].isdigit(): return text[i-2:i-1].isalpha()
-    return all((c.isalnum() or c == '_' or unicodedata.category(c)[0] == 'M') and not _unspaced.match(c) for c in text[i-1:i+1])
+    return all((c.isalnum() or c == '_' or unicodedata.category(c)[0] == 'M') and not UNSPACED.match(c) for c in text[i-1:i+1])
 
 def answer_place(context, # Text to answer from
                  answer,  # What should stand there

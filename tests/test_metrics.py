@@ -1,5 +1,5 @@
 "The metrics against the packages that define them, the published numbers, and bad input"
-import os, random, string, subprocess, sys, time
+import os, random, string, subprocess, sys, time, unicodedata, warnings
 import numpy as np, pytest
 from promptcompress.core import InputError
 from promptcompress.evaluation import metrics as M
@@ -197,6 +197,49 @@ def test_means_keep_empty_predictions():
 ])
 def test_bad_input(f, args, word):
     with pytest.raises(InputError, match=word): f(*args)
+
+SCRIPTS = dict( # a sentence, the same with another end, an answer in it as it stands and as a careless writer has it
+    russian=('Мельница стояла у реки, и колесо давно не крутилось в старом доме.', 'Мельница стояла у реки, и колесо давно не крутилось в новом доме.', 'Старая Мельница', '«старая мельница»!'),
+    greek=('Ο μύλος στεκόταν δίπλα στο ποτάμι και η ρόδα δεν γύριζε πια.', 'Ο μύλος στεκόταν δίπλα στο ποτάμι και η ρόδα δεν γύριζε ποτέ.', 'Ο Παλιός Μύλος', 'ο παλιός μύλος·'),
+    arabic=('كانت الطاحونة عند منعطف النهر ولم تدر عجلتها منذ أعوام طويلة.', 'كانت الطاحونة عند منعطف النهر ولم تدر عجلتها منذ أيام طويلة.', 'منعطف النهر', 'منعطف النهر؟'),
+    hindi=('चक्की नदी के मोड़ पर खड़ी थी और उसका पहिया सालों से नहीं घूमा था।', 'चक्की नदी के मोड़ पर खड़ी थी और उसका पहिया दिनों से नहीं घूमा था।', 'नदी के मोड़', 'नदी के मोड़।'),
+    hebrew=('הטחנה עמדה ליד הנהר והגלגל שלה לא הסתובב שנים רבות.', 'הטחנה עמדה ליד הנהר והגלגל שלה לא הסתובב ימים רבים.', 'ליד הנהר', 'ליד הנהר!'),
+    korean=('방앗간은 강가에 서 있었고 바퀴는 오랫동안 돌지 않았다.', '방앗간은 강가에 서 있었고 바퀴는 며칠동안 돌지 않았다.', '강가의 방앗간', '‘강가의 방앗간’'),
+    chinese=('我们明天早上坐火车去北京看望老朋友。', '我们明天早上坐火车去上海看望老朋友。', '北京大学', '“北京大学”。'),
+    japanese=('川のほとりのパン屋は毎朝五時に店を開ける。', '川のほとりのパン屋は毎朝六時に店を開ける。', '川のほとり', '「川のほとり」'),
+    thai=('โรงสีตั้งอยู่ที่โค้งแม่น้ำและกังหันไม่หมุนมานานแล้ว', 'โรงสีตั้งอยู่ที่โค้งแม่น้ำและกังหันไม่หมุนมาสองวันแล้ว', 'โค้งแม่น้ำ', '“โค้งแม่น้ำ”'))
+
+@pytest.mark.parametrize('name', SCRIPTS)
+def test_identical_text_in_any_script_scores_one(name):
+    "A copy scores 1, a near copy nearly, another text much less, whether the script chooses the tokeniser or the caller"
+    text, near, answer, careless = SCRIPTS[name]
+    other = SCRIPTS['greek' if name == 'russian' else 'russian'][0]
+    for flavour in (None, 'unicode'):
+        for metric in (M.rouge_l, M.bleu):
+            assert metric(text, text, flavour) == pytest.approx(1) and .3 < metric(near, text, flavour) < 1 and metric(other, text, flavour) < .1
+        assert M.squad_em(careless, answer, flavour) == M.squad_f1(careless, [answer], flavour) == 1
+        assert M.squad_em(answer, careless, flavour) == 1 and M.squad_em(other, answer, flavour) == 0 and M.squad_f1(text, answer, flavour) < 1
+        s = M.score_texts([text, near], [text, text], flavour=flavour)
+        assert s['rouge_l'] > .65 and s['bleu'] > .65 and M.score_answers([careless], [[answer]], flavour)['em'] == 1
+    nfd = unicodedata.normalize('NFD', text)
+    assert M.rouge_l(nfd, text) == M.rouge_l(text, nfd) == 1 and M.bleu(nfd, text, 'unicode') == pytest.approx(1)
+
+def test_foreign_letters_in_english_change_nothing():
+    "Numbers of the published packages stay the default for what they were made for"
+    for text in SENTENCES + ['Let α be β-catenin’s share', '2016', 'naïve', 'Größe über alles', 'x']:
+        for p in (text, text[5:], SENTENCES[0]):
+            assert M.rouge_l(p, text) == M.rouge_l(p, text, 'standard') and M.bleu(p, text) == M.bleu(p, text, 'standard')
+            assert M.squad_f1(p, text) == M.squad_f1(p, text, 'standard') and M.squad_em(p, text) == M.squad_em(p, text, 'standard')
+
+@pytest.mark.parametrize('f,args', [(M.rouge_l, ('x', '?!')), (M.rouge_l, ('x', '☃')), (M.rouge_l, ('мир', 'мир', 'standard')), (M.bleu, ('x', ' ')),
+                                    (M.squad_f1, ('x', '?!')), (M.squad_em, ('x', ['the'])), (M.score_texts, (['x'], ['...'])), (M.score_answers, (['x'], [['.']]))])
+def test_a_reference_without_a_token_warns(f, args):
+    with pytest.warns(UserWarning, match='holds no token'): f(*args)
+
+def test_what_is_fine_does_not_warn():
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        for text, near, answer, careless in SCRIPTS.values(): M.score_texts([near], [text], paper=True); M.score_answers([careless, 'x'], [[answer], []])
 
 SQUAD = dict(text=['the red mill', 'mill'], answer_start=[4, 12]) # as `datasets` gives it
 @pytest.mark.parametrize('refs', [SQUAD, {k: np.array(v, object) for k,v in SQUAD.items()}, tuple(SQUAD['text']), np.array(SQUAD['text'], object),
