@@ -10,13 +10,13 @@ __all__ = ['LETTERS', 'KINDS', 'CORPORA', 'PAPER_SPLIT', 'Choice', 'wikihow_clea
            'length_groups']
 
 # %% ../nbs/05_corpora.ipynb #561dda11
-import csv, re
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from .core import InputError, need
-from .data import (QA, Text, cut, encodable, existing_file, file_lines, file_texts, first_n, json_records, nonempty, read_qa,
-                                 read_texts, record_date, record_field, source_items, text_record)
+from .data import (QA, Text, csv_rows, cut, encodable, existing_file, file_lines, file_texts, first_n, is_parquet, json_records, nonempty, read_qa,
+                                 read_texts, record_date, record_field, source_items, table_records, text_record)
 from .leakage import worst_day
 
 # %% ../nbs/05_corpora.ipynb #86d7a728
@@ -111,17 +111,14 @@ def choice_record(rec,            # A `Choice`, or a dict in one of the layouts
 # %% ../nbs/05_corpora.ipynb #8dbd590a
 def csv_records(path): # Yields (where, dict)
     "Rows of a CSV file; one without a header is MMLU's: question, four choices, a letter"
-    rows, names = csv.reader(l + '\n' for _,l in file_lines(path)), None
-    try:
-        for row in rows:
-            if not any(row): continue
-            if names is None:
-                header = not (len(row)==6 and row[5].strip() in LETTERS[:4])
-                names = row if header else ['question', *(f'choice{i}' for i in range(4)), 'answer']
-                if header: continue
-            if len(row) != len(names): raise InputError(f"{path}, line {rows.line_num}: {len(row)} columns, expected {len(names)}: {names[:12]}")
-            yield f'{path}, line {rows.line_num}', dict(zip(names, row))
-    except csv.Error as e: raise InputError(f"{path}, line {rows.line_num}: not CSV ({e})") from None
+    names = None
+    for line,row in csv_rows(path, strict=False):
+        if names is None:
+            header = not (len(row)==6 and row[5].strip() in LETTERS[:4])
+            names = row if header else ['question', *(f'choice{i}' for i in range(4)), 'answer']
+            if header: continue
+        if len(row) != len(names): raise InputError(f"{path}, line {line}: {len(row)} columns, expected {len(names)}: {names[:12]}")
+        yield f'{path}, line {line}', dict(zip(names, row))
 
 def _labelled(path, recs):
     "PIQA's authors keep the labels of `valid.jsonl` in `valid-labels.lst`"
@@ -133,7 +130,7 @@ def _labelled(path, recs):
     if n != len(labels): raise InputError(f"{side} has {len(labels)} labels, but {path} has {n} items")
 
 # %% ../nbs/05_corpora.ipynb #b36294e9
-def read_choice(source,         # A path (JSON lines, JSON, CSV), a list of paths, a dataset, or an iterable of dicts or `Choice`
+def read_choice(source,         # A path (JSON lines, JSON, CSV, Parquet), a list of paths, a dataset, or an iterable of dicts or `Choice`
                 kind=None,      # 'hellaswag', 'piqa', 'openbookqa', 'mmlu' or 'plain'; None: by the fields
                 limit=None,     # Stop after this many items
                 description='', # Put in front of every prompt, such as MMLU's line with the subject
@@ -144,7 +141,7 @@ def read_choice(source,         # A path (JSON lines, JSON, CSV), a list of path
         for i,o in enumerate(sources):
             if not isinstance(o, Path): recs = [(f'item {i}', str(i), o)]
             else:
-                rows = csv_records(o) if re.search(r'\.csv(\.xz|\.gz)?$', o.name.lower()) else _labelled(o, json_records(o))
+                rows = table_records(o) if is_parquet(o) else csv_records(o) if re.search(r'\.[ct]sv(\.xz|\.gz)?$', o.name.lower()) else _labelled(o, json_records(o))
                 name = f'{o.name}.{i}' if o.name in names else o.name # files of the same name in two folders
                 names.add(o.name)
                 recs = nonempty(((where, f'{name}:{j}', r) for j,(where,r) in enumerate(rows)), f"{o} holds no multiple-choice item")
@@ -237,8 +234,8 @@ def corpus_files(path # A file, a folder, or a list of them
     out = []
     for p in map(Path, [path] if isinstance(path, (str, Path)) else path):
         if not p.is_dir(): out.append(existing_file(p)); continue
-        inside = sorted(f for f in p.rglob('[!.]*') if f.is_file() and re.search(r'\.(jsonl?|csv|txt)(\.xz|\.gz)?$', f.name))
-        if not inside: raise InputError(f"the folder {p} holds no .json, .jsonl, .csv or .txt file (plain, .gz or .xz)")
+        inside = sorted(f for f in p.rglob('[!.]*') if f.is_file() and re.search(r'\.(jsonl?|csv|tsv|parquet|txt)(\.xz|\.gz)?$', f.name))
+        if not inside: raise InputError(f"the folder {p} holds no .json, .jsonl, .csv, .tsv, .parquet or .txt file (plain, .gz or .xz)")
         out += inside
     return out
 

@@ -212,7 +212,7 @@ def check_length(lm:LM, # The model that shall read
     "Refuse a sequence that does not fit the model's window"
     if n > lm.window:
         why = 'sliding attention window' if sliding_window(lm.text_config) else 'window'
-        raise InputError(f"{what} needs {n} tokens, but {lm.name} has a {why} of {lm.window}: shorten the text, lower max_new_tokens, or compress in chunks")
+        raise InputError(f"{what} needs {n} tokens, but {lm.name} has a {why} of {lm.window}: shorten the text, lower max_new_tokens, or use a model with a longer window")
 
 # %% ../nbs/01_lm.ipynb #f6a6f58f
 def rotate(keys,     # `[..., head_dim]`, keys as they are in the cache

@@ -187,7 +187,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(shell, folder, line, message):
 @forks
 def test_bad_standard_input(shell, folder):
     before = files(folder)
-    for data,message in ((b'na\xefve', 'Standard input is not UTF-8 text (byte 2)'), (b'\n', 'Standard input holds no text')):
+    for data,message in ((b'na\xefve', 'Standard input, line 1: not UTF-8 text'), (b'\n', 'Standard input holds no text')):
         code, _, err = shell('compress - --model tiny --compressor kv -o x.safetensors', stdin=data)
         refused(code, err, message)
     assert files(folder) == before

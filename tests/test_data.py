@@ -1,10 +1,10 @@
 "Every loader on real files (where they are at hand), and on random bytes"
-import gzip, json, lzma
+import csv, gzip, io, json, lzma, sys
 from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from promptcompress.core import InputError
-from promptcompress.data import QA, Text, check_qa, cut, file_lines, length_batches, read_qa, read_texts
+from promptcompress.data import QA, Text, check_qa, cut, file_lines, file_texts, length_batches, read_qa, read_texts, text_column
 from promptcompress.leakage import check_leakage, leakage
 
 DATA = Path(__file__).parents[2]/'shared'/'data'
@@ -138,6 +138,61 @@ def test_reading_streams(tmp_path):
     f = tmp_path/'a.jsonl'; f.write_text('{"text": "one"}\n{"text": "two"}\nbroken\n')
     assert [t.text for t in read_texts(f, limit=2)] == ['one','two']
     with pytest.raises(InputError, match='line 3'): list(read_texts(f))
+
+RAW = {'plain': b'one\n\ntwo', 'mark': b'\xef\xbb\xbfone', 'windows': b'one\r\ntwo\r\n', 'mark and windows': b'\xef\xbb\xbfone\r\n\r\ntwo', 'spaces': b'  one \r\n\t', 'old': b'one\rtwo',
+       'gzip': gzip.compress(b'\xef\xbb\xbfone\r\ntwo'), 'xz': lzma.compress(b'one\r\ntwo\r\n'), 'a mark inside': 'one\ufeff\n\ufefftwo'.encode(), 'other scripts': 'ёлка\r\n木'.encode()}
+@pytest.mark.parametrize('name', RAW)
+def test_standard_input_is_the_same_text_as_a_file(name, tmp_path, monkeypatch):
+    from promptcompress.verbs.arguments import given_text
+    (tmp_path/'a.txt').write_bytes(RAW[name])
+    monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO(RAW[name])))
+    assert given_text('-') == given_text(tmp_path/'a.txt') == next(read_texts(tmp_path/'a.txt')).text
+    assert not given_text(tmp_path/'a.txt').startswith('\ufeff') and ('\r\n' not in given_text(tmp_path/'a.txt'))
+
+DOCS = ['NA', 'One, "two";\nthree\tand 木', '1995', 'null', ' = Ice = ', "it's ё"]
+def table(path, rows):
+    "Rows as a table of the kind that the name says, as other programs write them"
+    name, cols = path.name, list(rows[0])
+    if '.parquet' in name: from datasets import Dataset; Dataset.from_list(rows).to_parquet(str(path)); return path
+    out = io.StringIO(newline='')
+    w = csv.DictWriter(out, cols, delimiter='\t' if 'tsv' in name else ';' if 'semicolon' in name else ',', lineterminator='\n' if 'unix' in name else '\r\n')
+    w.writeheader(); w.writerows(rows)
+    raw = out.getvalue().encode('utf-8-sig' if 'mark' in name else 'utf-8')
+    path.write_bytes(gzip.compress(raw) if name.endswith('gz') else lzma.compress(raw) if name.endswith('xz') else raw)
+    return path
+
+@pytest.mark.parametrize('name', ['a.csv', 'unix.csv', 'mark.csv', 'semicolon.csv', 'a.tsv', 'A.CSV', 'a.csv.gz', 'a.csv.xz', 'a.parquet', 'odd [1] *.parquet', 'a b.csv'])
+def test_a_table_is_its_texts(name, tmp_path):
+    "CSV and Parquet are read by the column 'text', by another if one is named, and by the only one there is"
+    f = table(tmp_path/name, [dict(id=f'd{i}', year=1990 + i, text=t, body=t*2) for i,t in enumerate(DOCS)])
+    assert [t.text for t in read_texts(f)] == DOCS and [t.id for t in read_texts(f)] == [f'd{i}' for i in range(6)]
+    for kw in (dict(field='body'), dict(column='body')): assert [t.text for t in read_texts([f], **kw)] == [t*2 for t in DOCS]
+    with text_column('body'): assert next(read_texts(f)).text == 'NANA'
+    assert next(read_texts(f)).text == 'NA'
+    with pytest.raises(InputError, match=r"no column 'bdoy': choose one of \['id', 'year', 'text', 'body'\]"): list(read_texts(f, column='bdoy'))
+    g = table(tmp_path/f'g{name}', [dict(title='x', body=t) for t in DOCS])
+    with pytest.raises(InputError, match=r"which column holds the text\? Choose one of \['title', 'body'\]"): list(read_texts(g))
+    assert [t.text for t in read_texts(g, column='body')] == DOCS
+    assert [t.text for t in read_texts(table(tmp_path/f'h{name}', [dict(sentence=t) for t in DOCS]))] == DOCS
+    if name.endswith('parquet'):
+        with pytest.raises(InputError, match="'year' that holds a string"): list(read_texts(f, column='year'))
+
+def test_questions_in_a_table(tmp_path):
+    "The Hub's Parquet files of SQuAD, and a CSV with one answer or a JSON list of them"
+    rec = dict(id='q', context='a red mill', question='What colour?')
+    answers = {'a.parquet': dict(text=['red', 'red mill'], answer_start=[2, 2]), 'b.parquet': ['red', 'red mill'], 'a.csv': '["red", "red mill"]'}
+    for name,a in answers.items():
+        f = table(tmp_path/name, [rec | dict(answers=a)])
+        assert list(read_qa(f)) == [QA('q', 'a red mill', 'What colour?', ('red', 'red mill'))] and [t.text for t in read_texts(f)] == ['a red mill']
+    assert next(read_qa(table(tmp_path/'c.csv', [rec | dict(answer='red')]))).answers == ('red',)
+    with pytest.raises(InputError, match="list of answers is not JSON"): list(read_qa(table(tmp_path/'d.csv', [rec | dict(answers="['red', 'red mill']")])))
+
+@pytest.mark.parametrize('raw,why', [(b'text,year\na,1,2\n', 'line 2: 3 columns, expected 2'), (b'text,year\nno comma\n', 'line 2: 1 columns'), (b'text\n"cut', 'not CSV'), (b'', 'is empty'),
+                                     (b'text,text\na,b\n', 'two columns'), (b'text\n\xff\n', 'not UTF-8'), (b'text\n', 'holds no text'), (b'PAR1 and no more', 'whole Parquet'), (b'PAR1'*5, 'read as Parquet')])
+def test_a_table_that_is_damaged(raw, why, tmp_path):
+    (tmp_path/'a.csv').write_bytes(raw)
+    for f in (lambda: list(read_texts(tmp_path/'a.csv')), lambda: list(file_texts(tmp_path/'a.csv', column='text')) or list(read_texts(tmp_path/'a.csv'))):
+        with pytest.raises(InputError, match=why): f()
 
 def test_any_compression_any_name(tmp_path):
     line = json.dumps(dict(text='Grüße', id=1), ensure_ascii=False).encode()

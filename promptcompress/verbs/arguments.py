@@ -6,7 +6,7 @@ Docs: https://promptcompress.github.io/promptcompress/verbs.arguments.html.md"""
 
 # %% auto #0
 __all__ = ['positive', 'rate', 'output_options', 'common_options', 'chosen_lm', 'form_options', 'asked_how', 'prefix_target',
-           'given_text', 'say', 'note']
+           'given_text', 'column_option', 'say', 'note']
 
 # %% ../../nbs/61_verbs.arguments.ipynb #e42684cd
 import argparse, json, os, sys
@@ -95,22 +95,24 @@ def prefix_target(path # A file to write a prefix to
     return path
 
 # %% ../../nbs/61_verbs.arguments.ipynb #6f02d1c9
-def given_text(file # Path, or '-' for standard input
+def given_text(file,       # Path, or '-' for standard input
+               column=None # Of a table, or field of a JSON record, that holds the text
               )->str:
-    "The text of a file (plain, or a JSON record; .gz and .xz too), or of standard input"
+    "The text of a file (plain, a JSON record, or a table of one row; .gz and .xz too), or of standard input"
     from promptcompress.core import InputError
-    from promptcompress.data import existing_file, file_lines, read_texts
-    if file == '-':
-        try: text = sys.stdin.buffer.read().decode('utf-8')
-        except UnicodeDecodeError as e:
-            raise InputError(f"Standard input is not UTF-8 text (byte {e.start}); convert it, e.g. with `iconv -t UTF-8`") from None
-    elif any(s in ('.json','.jsonl') for s in Path(file).suffixes):
-        two = list(read_texts(file, limit=2))
+    from promptcompress.data import existing_file, file_lines, is_table, read_texts, stdin_text
+    if file == '-': text = stdin_text()
+    elif is_table(path := existing_file(file)) or any(s in ('.json','.jsonl') for s in path.suffixes):
+        two = list(read_texts(path, limit=2, field=column))
         if len(two) > 1: raise InputError(f"{file} holds several texts: write the one to compress to a file of its own")
         text = two[0].text
-    else: text = '\n'.join(l for _,l in file_lines(existing_file(file)))
+    else: text = '\n'.join(l for _,l in file_lines(path))
     if not text.strip(): raise InputError(f"{'Standard input' if file == '-' else file} holds no text: there is nothing to compress")
     return text
+
+def column_option(p): # A parser
+    "Option of verbs that read texts: where the text stands in files of records (`frame.main` sees to it)"
+    p.add_argument('--column', metavar='NAME', help="column or field that holds the text, in CSV, Parquet and JSON files ('text', 'abstract', or the only one)")
 
 # %% ../../nbs/61_verbs.arguments.ipynb #8be1644e
 def say(args, # Parsed options

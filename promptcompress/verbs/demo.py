@@ -9,7 +9,7 @@ __all__ = ['DEMO', 'first_token_seconds', 'demo_report', 'demo']
 
 # %% ../../nbs/63_verbs.demo.ipynb #e6607e31
 import os, statistics, sys, textwrap, time
-from .arguments import chosen_lm, common_options, given_text, positive, say
+from .arguments import chosen_lm, column_option, common_options, given_text, positive, say
 from .frame import verb
 
 # %% ../../nbs/63_verbs.demo.ipynb #b5ed0a6b
@@ -118,6 +118,7 @@ def _demo_print(r):
 # %% ../../nbs/63_verbs.demo.ipynb #39936698
 def _demo_options(p):
     p.add_argument('--file', metavar='FILE', help='your own text instead of the built-in one')
+    column_option(p)
     p.add_argument('--question', action='append', default=[], metavar='Q', help='a question about it (may be given again)')
     p.add_argument('--answer', action='append', default=[], metavar='A', help='the right answer to each --question')
     p.add_argument('-k', '--k', type=positive, nargs='+', default=[16, 4, 1], help='slots to try (16 4 1)')

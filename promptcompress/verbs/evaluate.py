@@ -10,7 +10,7 @@ __all__ = ['result_options', 'named_file', 'evaluate']
 # %% ../../nbs/65_verbs.evaluate.ipynb #0b4ee0b3
 import json, tempfile
 from pathlib import Path
-from .arguments import asked_how, chosen_lm, common_options, form_options, positive
+from .arguments import asked_how, chosen_lm, column_option, common_options, form_options, positive
 from .frame import group, verb
 
 # %% ../../nbs/65_verbs.evaluate.ipynb #1b13c651
@@ -37,13 +37,15 @@ def _task_options(p):
 
 # %% ../../nbs/65_verbs.evaluate.ipynb #96db2c23
 def _regenerate_options(p):
-    p.add_argument('--data', nargs='+', required=True, metavar='[NAME=]FILE', help='texts (jsonl, .txt, arXiv metadata, .xz/.gz); each file is a dataset')
+    p.add_argument('--data', nargs='+', required=True, metavar='[NAME=]FILE', help='texts (jsonl, csv, parquet, .txt, arXiv metadata, .xz/.gz); each file is a dataset')
     p.add_argument('--length', type=positive, nargs='+', default=[96], help='texts are cut to exactly this; several make a dataset each (96)')
+    column_option(p)
     form_options(p); _task_options(p); p.set_defaults(task='regenerate', cloze=[])
 
 def _qa_options(p):
     p.add_argument('--data', nargs='+', default=[], metavar='[NAME=]FILE', help='questions: SQuAD, MRQA, HotpotQA, RACE, or jsonl with context, question, answers; each file is a dataset')
     p.add_argument('--cloze', nargs='+', default=[], metavar='[NAME=]FILE', help='texts; fill-in questions are written from the first --length tokens of each')
+    column_option(p)
     p.add_argument('--length', type=positive, nargs='+', default=[None], help="contexts are cut to at most this (half the model's window)")
     form_options(p); _task_options(p); p.set_defaults(task='qa')
 

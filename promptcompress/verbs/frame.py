@@ -69,6 +69,12 @@ def _own_process():
     if not sys.warnoptions: warnings.simplefilter('ignore')
     for stream in (sys.stdout, sys.stderr): stream.reconfigure(errors='replace') # a terminal that can't show a character still gets the rest
 
+def _column(args):
+    "Where the text stands in files of records, for all that the verb reads"
+    if not getattr(args, 'column', None): return nullcontext()
+    from promptcompress.data import text_column
+    return text_column(args.column)
+
 def _fail(message, code): print(f"promptcompress: {' '.join(str(message).split())}", file=sys.stderr); return code
 
 def main(argv=None # Words of the command line; those of this process if None
@@ -78,7 +84,7 @@ def main(argv=None # Words of the command line; those of this process if None
     try: args = make_parser().parse_args(argv)
     except SystemExit as e: return e.code
     try:
-        with (redirect_stderr(open(os.devnull, 'w')) if getattr(args, 'quiet', False) else nullcontext()): code = args.run(args)
+        with (redirect_stderr(open(os.devnull, 'w')) if getattr(args, 'quiet', False) else nullcontext()), _column(args): code = args.run(args)
         sys.stdout.flush()
         return code or 0
     except KeyboardInterrupt:

@@ -10,7 +10,7 @@ __all__ = ['give_rows', 'evaluate_perplexity', 'evaluate_choices', 'evaluate_cos
 # %% ../../nbs/68_verbs.measure.ipynb #caaeda8b
 import json
 from pathlib import Path
-from .arguments import chosen_lm, note, output_options, positive, say
+from .arguments import chosen_lm, column_option, note, output_options, positive, say
 from .evaluate import named_file, result_options
 from .frame import verb
 
@@ -28,7 +28,8 @@ def give_rows(args, rows, # Options with `--json`; an iterable of rows
 
 # %% ../../nbs/68_verbs.measure.ipynb #655dbef2
 def _perplexity_options(p):
-    p.add_argument('--data', nargs='+', required=True, metavar='FILE', help='texts (jsonl, .txt, arXiv metadata, .xz/.gz)')
+    p.add_argument('--data', nargs='+', required=True, metavar='FILE', help='texts (jsonl, csv, parquet, .txt, arXiv metadata, .xz/.gz)')
+    column_option(p)
     p.add_argument('--prefix', metavar='PREFIX', help='in front of every window: a prefix file, or the folder of a prompt that `heal` learnt')
     p.add_argument('--window', type=positive, 
                    help='tokens of a window (as many as fit, 2048 at most); give the same with and without --prefix to compare')

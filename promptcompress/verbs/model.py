@@ -11,7 +11,7 @@ __all__ = ['sparsity', 'shrink', 'heal']
 import argparse, json, os, shlex, sys
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from .arguments import chosen_lm, common_options, positive, say
+from .arguments import chosen_lm, column_option, common_options, positive, say
 from .frame import verb
 from .train import run_folder
 
@@ -29,7 +29,8 @@ def _shrink_options(p):
     p.add_argument('--group', type=int, default=128, help='weights of a row that share a scale (128); -1: the whole row')
     p.add_argument('--sym', action=argparse.BooleanOptionalAction, default=None, help='grid symmetric about zero (at 4 and 8 bits)')
     p.add_argument('--method', default='obs', help='obs (SparseGPT and GPTQ, the default), wanda, magnitude or rtn')
-    p.add_argument('--calibration', metavar='FILE', help='text to calibrate on (jsonl, .txt, .xz/.gz); only rtn and magnitude do without')
+    p.add_argument('--calibration', metavar='FILE', help='text to calibrate on (jsonl, csv, parquet, .txt, .xz/.gz); only rtn and magnitude do without')
+    column_option(p)
     p.add_argument('-n', type=positive, default=128, help='sequences of it (128)')
     p.add_argument('--length', type=positive, help="tokens in each (2048, or the model's window)")
     p.add_argument('--seed', type=int, default=0, help='picks the sequences (0)')
@@ -60,7 +61,8 @@ def shrink(args):
 
 # %% ../../nbs/66_verbs.model.ipynb #4f00e093
 def _heal_options(p):
-    p.add_argument('--data', nargs='+', required=True, metavar='FILE', help='text to learn from (jsonl, .txt, .xz/.gz)')
+    p.add_argument('--data', nargs='+', required=True, metavar='FILE', help='text to learn from (jsonl, csv, parquet, .txt, .xz/.gz)')
+    column_option(p)
     p.add_argument('-k', '--k', type=positive, default=100, help='rows of the prompt (100)')
     p.add_argument('--kind', choices=('soft','kv'), default='soft', help='soft: embeddings (default). kv: keys and values of every layer')
     p.add_argument('--out', required=True, metavar='DIR', help='folder for the prompt, its prefix.safetensors, checkpoints and the loss curve')
@@ -91,7 +93,7 @@ def _heal_settings(args):
     if args.distil is not None and not args.teacher: raise InputError("--distil weighs a teacher: give --teacher MODEL, the uncompressed one")
     def named(files): return [dict(file=Path(f).name, sha256=file_sha256(existing_file(f))) for f in files]
     s = settings(args.preset, **{n: getattr(args, n) for n in ('steps','batch','rate','lr')})
-    return {n: getattr(args, n) for n in ('kind','k','preset','seed','init','distil','checkpointing')} | \
+    return {n: getattr(args, n) for n in ('kind','k','preset','seed','init','distil','checkpointing','column')} | \
            {n: s.get(n) for n in ('steps','batch','rate','lr')} | dict(data=named(args.data), validation=named(args.validation))
 
 # %% ../../nbs/66_verbs.model.ipynb #14ae2a79

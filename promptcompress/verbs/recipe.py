@@ -11,7 +11,7 @@ __all__ = ['recipe_prepare', 'recipe_lm', 'recipe_heal', 'recipe_export']
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from .arguments import chosen_lm, output_options, positive, rate, say
+from .arguments import chosen_lm, column_option, output_options, positive, rate, say
 from .frame import group, verb
 
 # %% ../../nbs/67_verbs.recipe.ipynb #da9288d1
@@ -31,6 +31,7 @@ def _named_file(s):
 # %% ../../nbs/67_verbs.recipe.ipynb #effff623
 def _prepare_options(p):
     p.add_argument('--text', nargs='+', required=True, metavar='NAME=FILE[:WEIGHT]', help='training texts, each with its share of the mixture (1)')
+    column_option(p)
     p.add_argument('--squad', required=True, metavar='FILE', help='questions to train on (SQuAD, MRQA or jsonl)')
     p.add_argument('--cloze', required=True, metavar='NAME', help='the --text to write fill-in questions from')
     p.add_argument('--wh', required=True, metavar='NAME', help='the --text to write questions with a question word from')
@@ -85,6 +86,7 @@ def recipe_lm(args):
 def _heal_options(p):
     p.add_argument('--model', required=True, metavar='DIR', help='model folder, such as runs/lm/model')
     p.add_argument('--data', nargs='+', required=True, metavar='FILE', help='text to calibrate and learn on')
+    column_option(p)
     p.add_argument('--limit', type=positive, default=8000, help='texts per file at most (8000)')
     p.add_argument('--steps', type=positive, default=400, help='of each prompt (400)')
     p.add_argument('-k', '--k', type=positive, default=100, help='rows of each prompt (100)')

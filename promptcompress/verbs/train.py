@@ -11,7 +11,7 @@ __all__ = ['run_folder', 'train']
 import json, os, statistics, sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from .arguments import chosen_lm, common_options, positive, rate, say
+from .arguments import chosen_lm, column_option, common_options, positive, rate, say
 from .frame import verb
 
 # %% ../../nbs/64_verbs.train.ipynb #2eaf13cc
@@ -42,8 +42,9 @@ def _train_options(p):
     p.add_argument('--stage', choices=('pretrain','finetune','instruct'), required=True,
                    help='pretrain: give the text back. finetune: answer questions. instruct: tune the model itself to answer from the full context')
     p.add_argument('--carrier', choices=('kv','embeds'), default=None, help='kv: 500xCompressor (default). embeds: ICAE')
-    p.add_argument('--data', nargs='+', default=[], metavar='FILE', help='pretrain: texts (jsonl, .txt, arXiv metadata, .xz/.gz; '
+    p.add_argument('--data', nargs='+', default=[], metavar='FILE', help='pretrain: texts (jsonl, csv, parquet, .txt, arXiv metadata, .xz/.gz; '
                    'or what `recipe prepare` packed, named without .tokens.npy). finetune, instruct: questions (SQuAD, MRQA, jsonl)')
+    column_option(p)
     p.add_argument('--out', required=True, metavar='DIR', help='folder for checkpoints, the loss curve and the compressor')
     p.add_argument('--resume', action='store_true', help='go on where the run in --out stopped')
     p.add_argument('--from', dest='start_from', metavar='DIR', help='start from a trained compressor, such as stage 2 from stage 1')
@@ -123,7 +124,7 @@ def _examples(args, lm, config, length, batch):
 # %% ../../nbs/64_verbs.train.ipynb #9904ac9e
 def _run_settings(args, length, lr, batch):
     "What `run.json` keeps: the options that make a run what it is"
-    names = ('stage','carrier','k','train_k','preset','rank','positions','ramp','per_slot','steps','accumulate','optimizer','seed','limit')
+    names = ('stage','carrier','k','train_k','preset','rank','positions','ramp','per_slot','steps','accumulate','optimizer','seed','limit','column')
     return {n: getattr(args, n) for n in names} | dict(length=list(length), lr=lr, batch=batch, data=[Path(f).name for f in args.data],
             cloze=[Path(f).name for f in args.cloze], mix_text=[Path(f).name for f in args.mix_text], start_from=args.start_from and Path(args.start_from).name)
 
