@@ -91,11 +91,13 @@ def file_lines(path # A text file, plain or compressed with gzip or xz
     "Stream the lines of a file; what can't be read is an `InputError` that says where"
     with open_bytes(path) as f: yield from stream_lines(f, path)
 
+# %% ../nbs/02_data.ipynb #838731f3
 def stdin_text()->str:
     "The text on standard input, as it would be in a file"
     raw = sys.stdin.buffer.read() if hasattr(sys.stdin, 'buffer') else sys.stdin.read().encode()
     return '\n'.join(l for _,l in stream_lines(io.BytesIO(raw), 'Standard input'))
 
+# %% ../nbs/02_data.ipynb #e0a40d6c
 def existing_file(path # A path as given by a user
                  )->Path:
     "`path`, if it is a file"
@@ -240,6 +242,7 @@ def _parquet_records(path, columns):
         for i,row in enumerate(rows, 1): yield f'{path}, row {i}', row
     except Exception as e: raise _parquet_failed(path, e) from None # of arrow, of datasets, and of what they call
 
+# %% ../nbs/02_data.ipynb #572060c2
 def is_parquet(path)->bool:
     "Does the file begin as Parquet does, or is it named so?"
     with open_bytes(path) as f: return f.read(4) == b'PAR1' or path.name.lower().endswith('.parquet')
@@ -313,6 +316,7 @@ def _contexts(path):
         if qa.context != seen: yield text_record(qa, '', '')
         seen = qa.context
 
+# %% ../nbs/02_data.ipynb #a79b5860
 def file_texts(path:Path,      # A file that is there
                lines=False,    # Plain text: one document per line
                field=None,     # As in `text_record`

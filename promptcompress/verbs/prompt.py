@@ -49,6 +49,7 @@ def _compress_options(p):
     p.add_argument('--bits', type=int, choices=(32, 16, 8, 4), default=16, help='bits per stored number (default 16)')
     common_options(p)
 
+# %% ../../nbs/62_verbs.prompt.ipynb #a9ac8ef0
 @verb('compress', 'Compress a text into a few key-value slots, written to one file.',
       ['paper.txt -k 16 -o paper.safetensors', '- -k 4 --bits 4 -o note.safetensors < note.txt',
        'doc.txt -o doc.safetensors --model ./my-model --compressor ./my-compressor'],
