@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
+import torch
 from jinja2 import TemplateError
 from transformers import GenerationConfig, TextGenerationPipeline
 from .core import InputError, StateError
@@ -30,6 +31,25 @@ def _conversation(tokenizer, messages, **template):
         except TemplateError as e: why = e
     raise InputError(f"The chat template of the tokenizer can't write these messages ({', '.join(m['role'] for m in messages)}): {why}")
 
+# %% ../nbs/06_chat.ipynb #29c06a4d
+def _harmless(lm, messages):
+    "Does no message hold what would become a control token?"
+    parts = [p for m in messages for p in ([m.get('content')] if isinstance(m.get('content'), str) else [p.get('text') for p in m.get('content') or [] if isinstance(p, dict)])]
+    return all(lm.encode(p) == lm.encode(p, control=True) for p in parts if p)
+
+def _spelt(lm, messages, **template)->list:
+    "Token ids of a conversation in which nothing that is said is a control token"
+    marks = [f'xMESSAGE{i}x' for i in range(len(messages))]
+    rest = lm.tokenizer.apply_chat_template([dict(m, content=k) for m,k in zip(messages, marks)], tokenize=False, add_generation_prompt=True, **template)
+    if [rest.count(k) for k in marks] != [1]*len(marks) or not all(isinstance(m['content'], str) for m in messages):
+        raise InputError("A message holds what the model takes for a control token, such as the end of a turn, and its chat template does not repeat messages as they are: leave it out")
+    ids = []
+    for m,k in zip(messages, marks):
+        before, rest = rest.split(k, 1)
+        ids += lm.encode(before, control=True) + lm.encode(m['content'])
+    return ids + lm.encode(rest, control=True)
+
+# %% ../nbs/06_chat.ipynb #4c12de6e
 class LocalChat:
     "A chat model of transformers as a function `chat(messages) -> str`"
     def __init__(self, model,          # A folder or Hub id, an `LM`, or a text-generation pipeline
@@ -56,7 +76,12 @@ class LocalChat:
         messages, n = _conversation(self.lm.tokenizer, messages, **self.template)
         check_length(self.lm, n + min(self.max_new_tokens, 64), f'A conversation of {n} tokens and its reply')
         self.config.max_new_tokens = min(self.max_new_tokens, self.lm.window - n)
-        return self.pipe(messages, generation_config=self.config, return_full_text=False, tokenizer_encode_kwargs=self.template)[0]['generated_text']
+        if _harmless(self.lm, messages):
+            return self.pipe(messages, generation_config=self.config, return_full_text=False, tokenizer_encode_kwargs=self.template)[0]['generated_text']
+        ids = torch.tensor([_spelt(self.lm, messages, **self.template)], device=self.lm.device)
+        check_length(self.lm, ids.shape[1] + 1, 'A conversation with letters for what looks like control tokens')
+        self.config.max_new_tokens = min(self.max_new_tokens, self.lm.window - ids.shape[1])
+        return self.lm.decode(self.lm.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=self.config)[0, ids.shape[1]:])
 
 # %% ../nbs/06_chat.ipynb #6a44d632
 class _NoRedirect(HTTPRedirectHandler):

@@ -26,7 +26,7 @@ def pick_form(lm:LM, form=None # 'chat', 'plain', or None: chat for a model that
     return form
 
 # %% ../nbs/09_conversation.ipynb #ac5fb492
-def _ids(lm, text, ours=False): return lm.tokenizer(text, add_special_tokens=False, split_special_tokens=not ours, verbose=False)['input_ids']
+def _ids(lm, text, ours=False): return lm.encode(text, control=ours)
 
 def encode_pieces(lm:LM, pieces # (text, is it ours?) in order
                  )->list:       # Token ids

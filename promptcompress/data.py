@@ -507,16 +507,15 @@ def cut(text,      # Any string
         n,         # Tokens to keep, special tokens not counted
        )->tuple:   # (text, ids): `text` encodes to `ids`, and len(ids) <= n
     "The first `n` tokens of `text`, as a text and as ids that agree with each other"
+    from promptcompress.lm import text_tokens # whoever has a tokenizer has transformers
     if n < 1: raise InputError(f"can't cut to {n} tokens: give n >= 1")
-    kw, fast = dict(add_special_tokens=False, split_special_tokens=True, verbose=False), getattr(tokenizer, 'is_fast', False) # a text has no control tokens
     head = text[:20*n + 200] # no need to encode a book for 96 tokens
-    enc = tokenizer(head, return_offsets_mapping=fast, **kw)
-    if len(head) < len(text) and len(enc['input_ids']) < n + 8: enc = tokenizer(text, return_offsets_mapping=fast, **kw)
-    ids = enc['input_ids']
+    ids, ends = text_tokens(tokenizer, head, ends=True)
+    if len(head) < len(text) and len(ids) < n + 8: ids, ends = text_tokens(tokenizer, text, ends=True)
     if len(ids) <= n: return text, ids
-    def front(m): return text[:enc['offset_mapping'][m-1][1]] if fast else tokenizer.decode(ids[:m], clean_up_tokenization_spaces=False)
+    def front(m): return text[:ends[m-1]] if ends else tokenizer.decode(ids[:m], clean_up_tokenization_spaces=False)
     for m in range(n, 0, -1):
-        again = tokenizer(front(m), **kw)['input_ids']
+        again = text_tokens(tokenizer, front(m))[0]
         if again == ids[:m] or len(again) == n: return front(m), again
     return front(n), ids[:n]
 
@@ -547,10 +546,11 @@ def calibration_batches(source,      # Anything `read_texts` takes
                         seed=0,      # Picks the sequences
                        )->torch.LongTensor: # [n, length]
     "Sequences of running text to calibrate pruning and quantisation on, as in SparseGPT and GPTQ"
+    from promptcompress.lm import text_tokens # whoever has a tokenizer has transformers
     if n < 1 or length < 1: raise InputError(f"n={n}, length={length}: both must be at least 1")
     ids, eos = [], tokenizer.eos_token_id
     for t in read_texts(source):
-        ids += tokenizer(t.text, add_special_tokens=False, split_special_tokens=True, verbose=False)['input_ids'] + ([] if eos is None else [eos])
+        ids += text_tokens(tokenizer, t.text)[0] + ([] if eos is None else [eos])
         if len(ids) >= 4*n*length: break
     have = len(ids) // length
     if have < n:

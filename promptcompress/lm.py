@@ -6,14 +6,15 @@ Docs: https://promptcompress.github.io/promptcompress/lm.html.md"""
 
 # %% auto #0
 __all__ = ['FAMILIES', 'SHIPPED', 'READERS', 'PLACES', 'plain_model', 'LM', 'byte_tokenizer', 'tiny_lm', 'sliding_window',
-           'check_length', 'rotate', 'question_prompt', 'weights_hash', 'remember_weights', 'shared_copy',
-           'pocket_folder', 'model_place', 'model_name', 'cast', 'load_lm']
+           'check_length', 'rotate', 'control_tokens', 'text_tokens', 'text_rows', 'question_prompt', 'weights_hash',
+           'remember_weights', 'shared_copy', 'pocket_folder', 'model_place', 'model_name', 'cast', 'load_lm']
 
 # %% ../nbs/01_lm.ipynb #b6273587
-import copy, hashlib, importlib, inspect, json
+import copy, hashlib, importlib, inspect, json, re
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
+from weakref import WeakKeyDictionary
 import torch
 from fastcore.basics import patch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -188,6 +189,13 @@ def logits(self:LM, hidden # `[..., width]`, hidden states of the decoder
     if scale != 1: x = x*scale
     return x if cap is None else cap*torch.tanh(x/cap)
 
+@patch
+def measured(self:LM)->LM:
+    "Itself, with everything measured that is measured once: for callers who then put hooks on the model"
+    self.sizes
+    if '_finish' not in vars(self): self._finish = _finish(self)
+    return self
+
 # %% ../nbs/01_lm.ipynb #5683c78f
 def sliding_window(config)->int: # or None
     "Width of the narrowest sliding attention of a model, None if all its attention is full"
@@ -268,13 +276,62 @@ def stop_ids(self:LM)->list:
     flat = [i for s in said for i in (s if isinstance(s, (list, tuple)) else [s]) if i is not None]
     return list(dict.fromkeys(flat)) or [self.eos_id]
 
+# %% ../nbs/01_lm.ipynb #0d6b5b73
+_MARK = re.compile(r'<[|\uff5c].*[|\uff5c]>') # how makers of models write their control tokens
+_known = WeakKeyDictionary() # tokenizer -> (what it was made from, its control tokens)
+
+def control_tokens(tokenizer)->dict: # id -> how it is written
+    "Tokens that steer a model: special ones, and added ones that look like it or that the chat template is made of"
+    special, said = tokenizer.all_special_ids, str(getattr(tokenizer, 'chat_template', None) or '')
+    made_from = len(tokenizer), tuple(special), said
+    if tokenizer in _known and _known[tokenizer][0] == made_from: return _known[tokenizer][1]
+    def steers(t): return t.special or _MARK.fullmatch(str(t).strip()) or bool(str(t).strip()) and str(t).strip() in said
+    some = {*special, *(i for i,t in getattr(tokenizer, 'added_tokens_decoder', {}).items() if steers(t))}
+    some.discard(tokenizer.unk_token_id if tokenizer.unk_token_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id) else None)
+    out = {i: t for i,t in zip(some, tokenizer.convert_ids_to_tokens(list(some))) if len(t) > 1} # a character can't be spelt otherwise
+    _known[tokenizer] = made_from, out
+    return out
+
+# %% ../nbs/01_lm.ipynb #a132f3c0
+_SPLIT = dict(add_special_tokens=False, split_special_tokens=True, verbose=False)
+
+def _letters(tokenizer, word, control):
+    "Ids per character of `word`, as they are behind other characters"
+    def alone(s): return tokenizer(s, **_SPLIT)['input_ids']
+    def letter(c):
+        for x in 'x.|7':
+            front, both = alone(x), alone(x + c)
+            if len(both) > len(front) and both[:len(front)] == front: return both[len(front):]
+        return alone(c) # behind each of them it is part of a longer token
+    return [[i for i in letter(c) if i not in control] for c in word]
+
+def text_tokens(tokenizer, text:str, ends=False # Say where each token ends?
+               )->tuple: # ids, and the end of each in `text` (None if not asked for, or if the tokenizer can't say)
+    "Token ids of a text in which nothing is a control token"
+    ends = ends and getattr(tokenizer, 'is_fast', False)
+    enc, control = tokenizer(text, return_offsets_mapping=ends, **_SPLIT), control_tokens(tokenizer)
+    ids, spans = enc['input_ids'], enc['offset_mapping'] if ends else None
+    if control.keys().isdisjoint(ids): return ids, [e for _,e in spans] if ends else None
+    rows = [_letters(tokenizer, control[i], control) if i in control else [[i]] for i in ids]
+    at = [min(a + n + 1, e) if i in control else e for i,row,(a,e) in zip(ids, rows, spans) for n,some in enumerate(row) for _ in some] if ends else None
+    return [i for row in rows for some in row for i in some], at
+
+def text_rows(tokenizer, texts # Strings
+             )->list:          # of token ids
+    "`text_tokens` of many texts, in one call of the tokenizer"
+    texts, control = list(texts), control_tokens(tokenizer)
+    rows = tokenizer(texts, **_SPLIT)['input_ids'] if texts else []
+    return [r if control.keys().isdisjoint(r) else text_tokens(tokenizer, t)[0] for t,r in zip(texts, rows)]
+
+# %% ../nbs/01_lm.ipynb #fbc09ba1
 @patch
 def encode(self:LM, text:str,    # Any text
            limit=None,           # Keep this many tokens at most
            control=False,        # Is it scaffolding of ours, in which special tokens count? In a document they are letters
           )->list:
     "Token ids of `text`, without special tokens around it"
-    return self.tokenizer(text, add_special_tokens=False, split_special_tokens=not control, verbose=False)['input_ids'][:limit]
+    ids = self.tokenizer(text, **_SPLIT | dict(split_special_tokens=False))['input_ids'] if control else text_tokens(self.tokenizer, text)[0]
+    return ids[:limit]
 
 @patch
 def decode(self:LM, ids)->str:

@@ -11,12 +11,13 @@ __all__ = ['IDLE', 'places', 'idle_slots', 'measure', 'main']
 import argparse, sys
 from pathlib import Path
 import numpy as np
+from ..conversation import conversation
 from ..core import PromptCompressError, append_result, progress, run_info
 from ..evaluation.items import select_texts
 from ..evaluation.results import file_sha256, short_name
 from ..kv.analysis import leave_one_out, leave_out, over_documents, slot_preference, usage_rows, usage_title
 from ..kv.compressor import Compressor
-from ..lm import load_lm, question_prompt
+from ..lm import load_lm
 from ..qa_writer import cloze_questions
 
 # %% ../../nbs/results/token_usage.ipynb #c5b68c24
@@ -50,7 +51,8 @@ def measure(lm, comp, texts, k, batch_size=64, **info):
     yield idle_slots(lm, prefixes, texts, rows, batch_size, **info)
     yield places(lm, prefixes, texts, batch_size=batch_size, **info)
     asked = [(p, q) for p,t in zip(prefixes, texts) for q in cloze_questions(t, 1)]
-    answers, prompts = [' ' + q.answers[0] for _,q in asked], [question_prompt(lm, q.question, comp.config.form) for _,q in asked]
+    talk = conversation(lm, comp.config.form)
+    answers, prompts = [talk.answer(q.question, q.answers[0]) for _,q in asked], [talk.tail(q.question) for _,q in asked]
     if asked: yield from usage_rows(lm, [p for p,_ in asked], answers, prompts, of='answer', batch_size=batch_size, **info)
 
 # %% ../../nbs/results/token_usage.ipynb #5951f44e

@@ -20,7 +20,7 @@ from ..core import InputError, progress
 from ..data import file_texts, length_batches, read_texts, source_items, text_record
 from ..kv.generate import nll
 from ..kv.prefix import KVPrefix, PrefixBatch, collate, empty_prefix, pad_rows
-from ..lm import LM
+from ..lm import LM, text_tokens
 
 # %% ../../nbs/51_evaluation.perplexity.ipynb #7702f60a
 def _lines_with_ends(text): return [l if l.strip() else '' for l in re.findall(r'[^\n]*\n|[^\n]+', text)] or ['']
@@ -67,10 +67,8 @@ def encode_counted(lm:LM, text, limit=None # Tokens to keep at most
                   )->tuple:                # ids, and `[tokens, 3]`: the tokens, words and bytes of each
     "Token ids of `text`, without special tokens, and what each of them stands for"
     if limit: text = text[:20*limit + 200] # no need to encode a book for 96 tokens
-    fast = getattr(lm.tokenizer, 'is_fast', False)
-    enc = lm.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False, return_offsets_mapping=fast)
-    ids = enc['input_ids']
-    ends = [e for _,e in enc['offset_mapping']] if fast else np.linspace(0, len(text), len(ids) + 1)[1:] # without offsets: evenly
+    ids, ends = text_tokens(lm.tokenizer, text, ends=True)
+    if ends is None: ends = np.linspace(0, len(text), len(ids) + 1)[1:] # without offsets: evenly
     space = np.fromiter((c.isspace() for c in text), bool, len(text))
     begins = ~space & np.r_[True, space[:-1]]
     code = np.frombuffer(text.encode('utf-32-le'), np.uint32)

@@ -6,13 +6,15 @@ Docs: https://promptcompress.github.io/promptcompress/evaluation.zeroshot.html.m
 
 # %% auto #0
 __all__ = ['DIVISORS', 'text_ids', 'request_ids', 'find_prefix', 'text_room', 'token_budget', 'row_batches',
-           'score_continuations', 'choice_requests', 'choice_result', 'evaluate_choice', 'prefix_record', 'choice_row']
+           'score_continuations', 'choice_requests', 'choice_ids', 'choice_result', 'evaluate_choice', 'prefix_record',
+           'choice_row']
 
 # %% ../../nbs/53_evaluation.zeroshot.ipynb #68303313
 import json
 from dataclasses import asdict
 from pathlib import Path
 import numpy as np, torch
+from ..conversation import behind, encode_pieces
 from ..core import InputError, progress, run_info
 from ..corpora import Choice, read_choice
 from ..data import length_batches
@@ -139,6 +141,26 @@ def choice_requests(lm:LM, item:Choice, form='plain' # 'plain': prompt, a space,
     context = lm.tokenizer.apply_chat_template([dict(role='user', content=item.prompt)], tokenize=False, add_generation_prompt=True)
     return [(context, c) for c in item.choices]
 
+# %% ../../nbs/53_evaluation.zeroshot.ipynb #42541457
+def _chat_ids(lm, prompt, context, choice, bos=None):
+    "`request_ids` of a choice behind a question that the chat template has written as `context`"
+    said = prompt if prompt in context else prompt.strip()
+    if said not in context: raise InputError(f"The chat template of {lm.name} changes what the user says: use form='plain'")
+    at = context.rfind(said)
+    front, end = context[:at], context[at+len(said):]
+    start = [] if front.startswith(lm.tokenizer.decode([lm.bos_id])) else lm.start_ids if bos is None else [lm.bos_id]*bool(bos)
+    before = encode_pieces(lm, [(front, True), (said, False), (end.rstrip(), True)]) # white space before a choice is scored with it, as the harness does
+    whole = encode_pieces(lm, [(front, True), (said, False), (end, True), (choice, False)])
+    return start + before, behind(whole, before, lambda: encode_pieces(lm, [(end[len(end.rstrip()):], True), (choice, False)]))
+
+def choice_ids(lm:LM, item:Choice, form='plain', bos=None # As in `choice_requests` and `text_ids`
+              )->list: # (token ids of the context, of the continuation) per choice
+    "What is scored of one item, as token ids"
+    asked = choice_requests(lm, item, form)
+    if form == 'plain': return [request_ids(lm, *r, bos) for r in asked]
+    return [_chat_ids(lm, item.prompt, context, choice, bos) for context,choice in asked]
+
+# %% ../../nbs/53_evaluation.zeroshot.ipynb #847b04e5
 def choice_result(item:Choice, scores # (log-likelihood, greedy) per choice
                  )->dict:
     "Log-likelihoods, predictions and scores of one item; the first of equals is chosen"
@@ -160,7 +182,7 @@ def evaluate_choice(lm:LM,
                    )->dict:          # key, rows (one per item), scores (acc, acc_norm, acc_bytes, n, ci), chance, slots, bytes, truncated, form, bos
     "How often the most probable choice is the right one, behind `prefix`"
     items, prefix = list(read_choice(items)), find_prefix(prefix, lm)
-    asked = [[request_ids(lm, *r, bos, form == 'chat') for r in choice_requests(lm, o, form)] for o in items]
+    asked = [choice_ids(lm, o, form, bos) for o in items]
     scores = iter(score_continuations(lm, [p for pairs in asked for p in pairs], prefix, batch_size))
     rows = [choice_result(o, [next(scores) for _ in o.choices]) for o in items]
     ci = {k: bootstrap_ci([r[k] for r in rows]) for k in DIVISORS}

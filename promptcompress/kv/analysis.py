@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np, torch
 from torch.nn import functional as F
+from ..conversation import behind
 from ..core import InputError, StateError, progress
 from ..data import length_batches
 from .generate import nll
@@ -33,7 +34,8 @@ def usage_tasks(lm:LM, prefixes, # KVPrefixes, all with the same number of slots
     if len(ks := {len(p) for p in prefixes}) > 1 or 0 in ks:
         raise InputError(f"These prefixes have {sorted(ks)} slots: they are compared over documents, so give prefixes with equally many")
     first = [lm.encode(p) if isinstance(p, str) else [int(i) for i in p] for p in prompts]
-    then = [lm.encode(t) + [lm.eos_id] if isinstance(t, str) else [int(i) for i in t] for t in targets]
+    def said(t, p, ids): return behind(lm.encode(p + t), ids, lambda: lm.encode(t)) if isinstance(p, str) else lm.encode(t) # as it is where it stands
+    then = [said(t, p, ids) + [lm.eos_id] if isinstance(t, str) else [int(i) for i in t] for t,p,ids in zip(targets, prompts, first)]
     if bad := [i for i,(p,t) in enumerate(zip(first, then)) if not p or not t]:
         raise InputError(f"Prompt or target {bad[0]} is empty: both need a token, since the first of a row can't be predicted")
     return [p + t for p,t in zip(first, then)], [len(p) for p in first]
@@ -54,7 +56,7 @@ def open_attention(lm:LM # The model, which is not changed
     if model.config._attn_implementation != 'eager' or sorted(found) != list(range(lm.n_layers)):
         raise InputError(f"The attention of {lm.name} ({lm.family}) can't be watched: expected "
                          f"{lm.n_layers} attention modules that transformers can switch to 'eager', found {len(found)}")
-    return LM(model, lm.tokenizer, lm.name), [found[i] for i in range(lm.n_layers)]
+    return LM(model, lm.tokenizer, lm.name).measured(), [found[i] for i in range(lm.n_layers)]
 
 # %% ../../nbs/22_kv.analysis.ipynb #65a04d9d
 class Mass(NamedTuple):

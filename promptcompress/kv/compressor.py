@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Dataset
 from transformers import DynamicCache
 from transformers.pytorch_utils import Conv1D
+from ..conversation import Plain
 from ..core import InputError, load_tensors, progress, read_json, save_tensors, write_json
 from ..data import length_batches
 from .generate import nll
@@ -229,11 +230,12 @@ class QAExamples(Dataset):
                  max_context=None,    # Contexts are cut to this many tokens; `config.max_tokens` if None
                  ks=None, seed=0):
         self.lm, self.ks, self.seed, self.rows = lm, ks or default_ks(config), seed, []
-        start, limit, cache = lm.start_ids if config.start else [], max_context or config.max_tokens, {}
+        question_prompt(lm, '?', config.form) # refuses what this is not made for
+        talk, start, limit, cache = Plain(lm), lm.start_ids if config.start else [], max_context or config.max_tokens, {}
         for qa in items:
             if qa.context not in cache: cache = {qa.context: lm.encode(qa.context, limit=limit)} # questions of one context follow each other
             if qa.answers[0] in lm.decode(cache[qa.context]): # an answer that was cut off can't be learnt
-                self.rows.append((start + cache[qa.context], lm.encode(question_prompt(lm, qa.question, config.form)), lm.encode(' ' + qa.answers[0]) + [lm.eos_id]))
+                self.rows.append((start + cache[qa.context], talk.tail(qa.question), talk.answer(qa.question, qa.answers[0])))
         if not self.rows: raise InputError(f"No question is left: no answer occurs in the first {limit} tokens of its context")
     def __len__(self): return len(self.rows)
     def __getitem__(self, i): return example(*self.rows[i], random.Random(f'{self.seed}-{i}').choice(self.ks))

@@ -10,6 +10,7 @@ __all__ = ['positions_behind', 'join_masks', 'generate', 'regenerate', 'read_on'
 
 # %% ../../nbs/11_kv.generate.ipynb #0fac4558
 import copy, numbers, operator
+from functools import cached_property
 from collections.abc import Mapping
 from typing import NamedTuple
 import torch
@@ -173,7 +174,8 @@ class PrefixPipeline(Pipeline):
     def preprocess(self, inputs):
         if not isinstance(inputs, dict) or not {'prefix','prompt'} <= inputs.keys(): raise InputError("This pipeline takes dict(prefix=KVPrefix, prompt=str)")
         return inputs
-    def _forward(self, inputs, **options): return dict(text=generate(LM(self.model, self.tokenizer), inputs['prefix'], inputs['prompt'], **options))
+    def _forward(self, inputs, **options): return dict(text=generate(self.lm, inputs['prefix'], inputs['prompt'], **options))
+    lm = cached_property(lambda self: LM(self.model, self.tokenizer)) # measured once
     def postprocess(self, out): return dict(generated_text=out['text'])
     def ensure_tensor_on_device(self, **inputs): return inputs['inputs'] if 'inputs' in inputs else inputs
 PIPELINE_REGISTRY.register_pipeline('prefix-text-generation', pipeline_class=PrefixPipeline, pt_model=AutoModelForCausalLM)

@@ -22,7 +22,7 @@ from ..evaluation.items import select_qa
 from ..evaluation.qa import evaluate_qa
 from ..kv.compressor import Compressor, CompressorConfig
 from ..kv.generate import nll
-from ..lm import load_lm
+from ..lm import load_lm, text_rows
 from ..qa_writer import cloze_qa
 from ..soft.prompt import load_prompt
 from ..train import Learner, fit, muon, training_args
@@ -52,7 +52,7 @@ def pack(texts,     # Iterable of str
     if len(tokenizer) > 65536: raise InputError(f"pack stores 16-bit ids; this tokenizer has {len(tokenizer)}")
     parts, lengths, todo = [], [], []
     def flush():
-        for e in tokenizer(todo, add_special_tokens=False, verbose=False)['input_ids'] if todo else []:
+        for e in text_rows(tokenizer, todo):
             parts.append(np.array(e, dtype=np.uint16)); lengths.append(len(e))
         todo.clear()
     for t in progress(texts, f'tokenising {Path(out).name}'):

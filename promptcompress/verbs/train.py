@@ -90,6 +90,7 @@ def _token_rows(files, lm, limit=None):
     from itertools import islice
     from promptcompress.core import InputError, progress
     from promptcompress.data import read_texts
+    from promptcompress.lm import text_rows
     for f in files:
         if Path(f'{f}.tokens.npy').is_file():
             from promptcompress.recipes.pocket import Packed
@@ -100,7 +101,7 @@ def _token_rows(files, lm, limit=None):
             continue
         texts = iter(progress((t.text for t in read_texts(f, limit)), f'tokenising {Path(f).name}'))
         while some := list(islice(texts, 500)):
-            for ids in lm.tokenizer(some, add_special_tokens=False, split_special_tokens=True, verbose=False)['input_ids']: yield np.array(ids, dtype=np.int32)
+            for ids in text_rows(lm.tokenizer, some): yield np.array(ids, dtype=np.int32)
 
 # %% ../../nbs/64_verbs.train.ipynb #01a8b8dc
 def _examples(args, lm, config, length, batch):
