@@ -180,6 +180,7 @@ def _finish(lm):
             if near(cap*torch.tanh(s*raw/cap)): return s, cap
     raise InputError(f"{lm.name} ({lm.family}) does something behind its output head that this library does not know: logits would be wrong")
 
+# %% ../nbs/01_lm.ipynb #5bba3f91
 @patch
 def logits(self:LM, hidden # `[..., width]`, hidden states of the decoder
           ):               # `[..., vocabulary]`, fp32
