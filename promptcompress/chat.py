@@ -8,7 +8,7 @@ Docs: https://promptcompress.github.io/promptcompress/chat.html.md"""
 __all__ = ['AGAIN_ON', 'REFUSED', 'LocalChat', 'EndpointChat']
 
 # %% ../nbs/06_chat.ipynb #9ed0543a
-import json, os, time
+import copy, json, os, time
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError, URLError
@@ -66,7 +66,9 @@ class LocalChat:
         if max_new_tokens < 1: raise InputError(f"max_new_tokens={max_new_tokens}: a reply needs at least one")
         ends = dict(pad_token_id=lm.pad_id, eos_token_id=lm.stop_ids)
         self.config = GenerationConfig(**{'do_sample': False, **ends, **generate})
-        self.pipe = TextGenerationPipeline(model=lm.model, tokenizer=lm.tokenizer, device=lm.device)
+        model = lm.model
+        if not self.config.do_sample: model = copy.copy(model); model.generation_config = GenerationConfig(**ends) # the same weights, no penalties of its own
+        self.pipe = TextGenerationPipeline(model=model, tokenizer=lm.tokenizer, device=lm.device)
         name = Path(str(lm.name)).name if Path(str(lm.name)).exists() else str(lm.name) # where a folder lies says nothing to others
         self.settings = dict(model=name, fingerprint=lm.fingerprint, dtype=str(lm.dtype).removeprefix('torch.'),
                              max_new_tokens=max_new_tokens, template=self.template, **generate)
@@ -81,7 +83,7 @@ class LocalChat:
         ids = torch.tensor([_spelt(self.lm, messages, **self.template)], device=self.lm.device)
         check_length(self.lm, ids.shape[1] + 1, 'A conversation with letters for what looks like control tokens')
         self.config.max_new_tokens = min(self.max_new_tokens, self.lm.window - ids.shape[1])
-        return self.lm.decode(self.lm.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=self.config)[0, ids.shape[1]:])
+        return self.lm.decode(self.pipe.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=self.config)[0, ids.shape[1]:])
 
 # %% ../nbs/06_chat.ipynb #6a44d632
 class _NoRedirect(HTTPRedirectHandler):

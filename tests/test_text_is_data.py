@@ -79,7 +79,7 @@ def test_a_chat_message_cannot_open_a_system_turn():
     "What the model is given has no more turns than messages"
     lm, seen = model(byte_level), []
     chat = LocalChat(lm, max_new_tokens=2); plain = lm.model.generate
-    lm.model.generate = lambda *args, input_ids=None, **kw: seen.append(input_ids) or plain(*args, input_ids=input_ids, **kw)
+    chat.pipe.model.generate = lambda *args, input_ids=None, **kw: seen.append(input_ids) or plain(*args, input_ids=input_ids, **kw)
     chat([dict(role='user', content=evil[:40])]); chat([dict(role='user', content=harmless[:40])])
     start = lm.tokenizer.convert_tokens_to_ids('<|im_start|>')
     assert [int((x == start).sum()) for x in seen] == [2, 2]

@@ -11,7 +11,7 @@ __all__ = ['positions_behind', 'join_masks', 'generate', 'regenerate', 'read_on'
 # %% ../../nbs/11_kv.generate.ipynb #0fac4558
 import copy, numbers, operator
 from functools import cached_property
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 import torch
 from torch.nn import functional as F
@@ -26,6 +26,7 @@ def _ids(lm, prompt):
     "A prompt, text or token ids, as token ids"
     if isinstance(prompt, str): ids = lm.encode(prompt)
     else:
+        if isinstance(prompt, (bytes, bytearray)): raise InputError("A prompt is a text or a list of token ids, not bytes: decode them, as in b.decode('utf-8')")
         try: ids = [operator.index(i) for i in (prompt.tolist() if hasattr(prompt, 'tolist') else prompt)]
         except TypeError: raise InputError(f"A prompt is a text or a list of token ids, not {str(prompt)[:60]!r}. To put questions to a chat model, use ask()") from None
         if bad := [i for i in ids if not 0 <= i < lm.embed.weight.shape[0]]: raise InputError(f"Token id {bad[0]} is not in the vocabulary of {lm.name}, which has {lm.embed.weight.shape[0]} tokens")
@@ -47,7 +48,8 @@ def _batch(lm, prefix, n):
     "`n` prefixes as one batch; one is repeated, None reads nothing"
     if isinstance(prefix, PrefixBatch): batch = prefix
     else:
-        given = [prefix] if prefix is None or isinstance(prefix, KVPrefix) else list(prefix)
+        given = list(prefix) if isinstance(prefix, Iterable) and not isinstance(prefix, (KVPrefix, str)) else [prefix]
+        if not given: raise InputError("The list of prefixes is empty: give at least one, or None to read nothing")
         if bad := [p for p in given if not isinstance(p, (KVPrefix, type(None)))]: raise InputError(f"A prefix is a KVPrefix, or None to read nothing, not {type(bad[0]).__name__}")
         batch = collate([empty_prefix(lm) if p is None else p for p in given], lm)
     if len(batch) == n: return batch
@@ -65,18 +67,46 @@ def join_masks(batch:PrefixBatch, mask)->torch.Tensor: # `[batch, slots + tokens
     return torch.cat([batch.mask, mask], 1).long()
 
 # %% ../../nbs/11_kv.generate.ipynb #5fc4ad22
-def _writer(lm, options):
-    "The model that writes, and its options: a GenerationConfig counts as options given; what is called greedy has no rule of the model's own on it"
-    config = options.pop('generation_config', None)
-    if config is not None: options = {k: v for k,v in config.to_diff_dict().items() if k != 'transformers_version'} | options
-    if no := [o for o in ('return_dict_in_generate','output_scores','output_logits','max_length') if options.get(o)]:
-        raise InputError(f"{no[0]} is not for generate(), which gives text, or ids with ids=True: use max_new_tokens for a limit, and nll() or lm.model.generate for scores")
-    options = dict(do_sample=False, pad_token_id=lm.pad_id, eos_token_id=lm.stop_ids) | options
-    if options['do_sample'] or config is not None: return lm.model, options
-    own = copy.copy(lm.model) # the same weights
-    own.generation_config = GenerationConfig()
-    return own, options
+_OURS = ('input_ids','inputs','inputs_embeds','attention_mask','position_ids','past_key_values')
+_MORE = ('return_dict_in_generate','output_scores','output_logits')
 
+def _configured(config)->dict: # A `GenerationConfig`, or a dict
+    "The options that a configuration holds"
+    if config is None: return {}
+    if not isinstance(config, (GenerationConfig, Mapping)): raise InputError(f"generation_config is a GenerationConfig or a dict, not {type(config).__name__}")
+    said = dict(config) if isinstance(config, Mapping) else config.to_diff_dict()
+    return {k: v for k,v in said.items() if k != 'transformers_version' and not k.startswith('_')}
+
+def _options(lm, options)->dict:
+    "Options of `generate`, those of a GenerationConfig among them; what can't be right is refused"
+    options = options.copy(); options = _configured(options.pop('generation_config', None)) | options
+    if no := [o for o in _MORE if options.get(o)]: raise InputError(f"{no[0]} is not for generate(), which gives text, or ids with ids=True: use nll() for scores, or lm.model.generate")
+    if no := [o for o in _OURS if o in options]: raise InputError(f"{no[0]} is made from prefix and prompt: give those")
+    if options.get('use_cache') is False: raise InputError("use_cache=False would forget the prefix, which is a cache: leave it out")
+    if options.get('stop_strings'): options = dict(tokenizer=lm.tokenizer) | options
+    return dict(do_sample=False, pad_token_id=lm.pad_id, eos_token_id=lm.stop_ids) | options
+
+def _limit(max_new_tokens, options, width):
+    "How many new tokens: the call's own word, that of the options, what `max_length` leaves behind a prompt of `width` tokens, or 64"
+    said, longest = options.pop('max_new_tokens', None), options.pop('max_length', None)
+    n = max_new_tokens if max_new_tokens is not None else said if said is not None else 64 if longest is None else longest - width
+    if isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 1:
+        raise InputError(f"max_new_tokens={n!r}: give a whole number, at least 1" if longest is None else f"max_length={longest!r} leaves no room behind a prompt of {width} tokens")
+    return int(n)
+
+# %% ../../nbs/11_kv.generate.ipynb #2674396a
+def _write(lm, options, **given):
+    "New tokens by transformers' own `generate`"
+    model = lm.model
+    if not options['do_sample']:
+        model = copy.copy(lm.model); model.generation_config = GenerationConfig() # most probable tokens and nothing else
+    try: return model.generate(**given, **options)
+    except InputError: raise
+    except (ValueError, TypeError) as e:
+        own = {k: v for k,v in options.items() if k not in ('do_sample','pad_token_id','eos_token_id')} or options
+        raise InputError(f"transformers can't generate with {', '.join(own)}: {' '.join(str(e).split())[:300]}") from e
+
+# %% ../../nbs/11_kv.generate.ipynb #8a0928de
 @torch.no_grad()
 def generate(lm:LM,              # The frozen reader
              prefix,             # A `KVPrefix`, a list of them, a `PrefixBatch`, or None for nothing
@@ -90,25 +120,24 @@ def generate(lm:LM,              # The frozen reader
     if many and not rows: return []
     n_prefix = len(prefix) if isinstance(prefix, (list, tuple, PrefixBatch)) else 1
     if len(rows) == 1 and n_prefix > 1: rows, many = rows*n_prefix, True
-    model, options = _writer(lm, options)
-    limit = options.pop('max_new_tokens', None) if max_new_tokens is None else (options.pop('max_new_tokens', None), max_new_tokens)[1]
-    limit = 64 if limit is None else limit
-    batch = _batch(lm, prefix, len(rows))
+    options, batch = _options(lm, options), _batch(lm, prefix, len(rows))
     x, mask = (t.to(lm.device) for t in pad_rows(rows, lm.pad_id, side='left'))
+    limit = _limit(max_new_tokens, options, x.shape[1])
     check_length(lm, max(batch.slots, int(batch.next_position.max())) + x.shape[1] + limit, 'Prefix, prompt and new text')
     samples, both = options.get('num_return_sequences') or 1, join_masks(batch, mask)
     cache = batch.repeat(max(options.get('num_beams') or 1, samples)).cache() # generate() expands everything but a cache
-    out = model.generate(input_ids=x, attention_mask=both, max_new_tokens=limit, **lm.placed(both, positions_behind(batch, mask)),
-                         **(dict(past_key_values=cache) if cache else {}), **options)
+    out = _write(lm, options, input_ids=x, attention_mask=both, max_new_tokens=limit, **lm.placed(both, positions_behind(batch, mask)),
+                 **(dict(past_key_values=cache) if cache else {}))
     texts = [o if ids else lm.decode(o) for o in out[:, x.shape[1]:]]
     if samples > 1: texts = [texts[i:i+samples] for i in range(0, len(texts), samples)]
     return texts if many else texts[0]
 
 # %% ../../nbs/11_kv.generate.ipynb #f1631ccd
-def regenerate(lm:LM, prefix,      # As in `generate`
-               max_new_tokens=512, # Tokens to generate at most; the end-of-text token ends it earlier
+def regenerate(lm:LM, prefix,       # As in `generate`
+               max_new_tokens=None, # Tokens to generate at most; those of a `generation_config`, or 512, if None; the end-of-text token ends it earlier
                **options):
     "The text that was compressed, as the LM reads it back behind the BOS trigger (500xCompressor, section 3)"
+    if max_new_tokens is None and not {'max_new_tokens','max_length'} & _configured(options.get('generation_config')).keys(): max_new_tokens = 512
     return generate(lm, prefix, [lm.bos_id], max_new_tokens, **options)
 
 # %% ../../nbs/11_kv.generate.ipynb #405a7187

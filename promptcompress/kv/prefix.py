@@ -9,10 +9,10 @@ __all__ = ['SCHEMA', 'KVPrefix', 'pad_rows', 'source_info', 'read', 'empty_prefi
            'read_behind', 'load_prefix', 'to_peft']
 
 # %% ../../nbs/10_kv.prefix.ipynb #998d6221
-import hashlib, html
+import hashlib, html, operator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-import numpy as np, torch
+import torch
 from fastcore.basics import patch
 from transformers import DynamicCache
 from ..core import InputError, StateError, load_tensors, named_dtype, need, save_tensors
@@ -108,24 +108,35 @@ KVPrefix._repr_html_ = _html
 def __getitem__(self:KVPrefix, at:slice # Which slots
                )->KVPrefix:
     "Some of the slots; `next_position` stays"
+    if isinstance(at, slice) and (at.step or 1) < 0: raise InputError("Slots stay in their order: slice a prefix with a positive step")
     if not isinstance(at, slice): raise InputError(f"A KVPrefix is indexed with a slice, like p[-16:], not with {at!r}")
     return replace(self, keys=self.keys[:,:,at], values=self.values[:,:,at], positions=self.positions[at], info=dict(self.info))
 
+# %% ../../nbs/10_kv.prefix.ipynb #6849131a
+_TENSORS = 'keys','values','positions','inv_freq'
+_FORMATS = {**{n: n for n in ('float16','bfloat16','float32','float64')}, 'half': 'float16', 'float': 'float32', 'double': 'float64', 'fp16': 'float16', 'bf16': 'bfloat16', 'fp32': 'float32'}
+
+def _format(dtype):
+    "A number format in which keys and values can be computed with"
+    if isinstance(dtype, str): dtype = _FORMATS.get(dtype.removeprefix('torch.'), dtype)
+    if isinstance(dtype, torch.dtype) and str(dtype).removeprefix('torch.') not in _FORMATS.values(): raise InputError(f"'{dtype}' is not a torch dtype to compute in: use float32, bfloat16 or float16")
+    return None if dtype is None else named_dtype(dtype)
+
 @patch
-def to(self:KVPrefix, *where,          # As tensors take it: a device, a dtype, or both, also as words
-       device=None, dtype=None)->KVPrefix:
+def to(self:KVPrefix, *where,          # As tensors take it: a device, a dtype, or both, also as words; or a tensor that has them
+       device=None, dtype=None, **how)->KVPrefix:
     "Move to a device, convert keys and values to a dtype"
     for w in where:
-        if isinstance(w, torch.dtype) or isinstance(w, str) and w.removeprefix('torch.') in ('float16','bfloat16','float32','float64','half','float','double'): dtype = w
+        if isinstance(w, torch.Tensor): device, dtype = w.device, w.dtype
+        elif isinstance(w, torch.dtype) or isinstance(w, str) and w.removeprefix('torch.') in _FORMATS: dtype = w
         elif w is not None: device = w
-    dtype = dtype if dtype is None or isinstance(dtype, torch.dtype) else getattr(torch, dtype.removeprefix('torch.'), dtype)
-    if dtype is not None: dtype = named_dtype(dtype)
-    freq = None if self.inv_freq is None else self.inv_freq.to(device=device)
-    return replace(self, keys=self.keys.to(device=device, dtype=dtype), values=self.values.to(device=device, dtype=dtype), positions=self.positions.to(device=device), inv_freq=freq)
+    dtype = _format(dtype)
+    try: t = {n: v.to(device=device, dtype=dtype if n in ('keys','values') else None, **how) for n in _TENSORS if (v := getattr(self, n)) is not None}
+    except (RuntimeError, AssertionError, TypeError) as e:
+        raise InputError(f"A prefix can't be moved to {device!r}: {' '.join(str(e).split())[:160]}") from e
+    return replace(self, **t)
 
 # %% ../../nbs/10_kv.prefix.ipynb #5ebdafce
-_TENSORS = 'keys','values','positions','inv_freq'
-
 def _same(a, b): return a is b or (a is not None and b is not None and a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b.to(a.device)))
 
 @patch
@@ -135,7 +146,7 @@ def __eq__(self:KVPrefix, other):
     return plain(self) == plain(other) and all(_same(getattr(self, t), getattr(other, t)) for t in _TENSORS)
 
 @patch
-def __hash__(self:KVPrefix): return hash((*self.architecture.values(), self.start, self.next_position, len(self), self.keys.dtype))
+def __hash__(self:KVPrefix): return hash((*sorted(map(str, self.architecture.items())), self.start, self.next_position, len(self), self.keys.dtype))
 
 @patch
 def __getstate__(self:KVPrefix): return {k: v.clone() if isinstance(v, torch.Tensor) and v.untyped_storage().nbytes() > v.nbytes else v for k,v in vars(self).items()}
@@ -145,12 +156,14 @@ def __getstate__(self:KVPrefix): return {k: v.clone() if isinstance(v, torch.Ten
 def move(self:KVPrefix, start:int # Position of the first source token afterwards
         )->KVPrefix:
     "The same prefix as if its source had begun at position `start`"
-    if isinstance(start, bool) or not isinstance(start, (int, np.integer)): raise InputError(f"A prefix moves to a whole position, not to {start!r}")
-    delta = int(start) - self.start
+    try: to = None if isinstance(start, bool) else operator.index(start)
+    except TypeError: to = None
+    if to is None: raise InputError(f"A prefix moves to a whole position, not to {start!r}")
+    delta = to - self.start
     if delta == 0: return self
     if self.inv_freq is None:
         raise InputError(f"A prefix of {self.architecture['family']} can't be moved: its positions are learned or change with the length. Make it where it shall stand")
-    return replace(self, keys=rotate(self.keys, float(delta), self.inv_freq), positions=self.positions + delta, next_position=self.next_position + delta, start=int(start), info=dict(self.info))
+    return replace(self, keys=rotate(self.keys, float(delta), self.inv_freq), positions=self.positions + delta, next_position=self.next_position + delta, start=to, info=dict(self.info))
 
 # %% ../../nbs/10_kv.prefix.ipynb #e6046b9a
 def same_architecture(have:dict, want:dict, what:str):
@@ -169,6 +182,9 @@ def _add(self, other)->KVPrefix:
     return KVPrefix(cat(self.keys, b.keys), cat(self.values, b.values), torch.cat([self.positions, b.positions.to(self.positions)]), b.next_position,
                     self.architecture, self.start, self.inv_freq, info)
 KVPrefix.__add__ = _add
+
+@patch
+def __radd__(self:KVPrefix, other): return self if other == 0 else NotImplemented # so that sum() works
 
 # %% ../../nbs/10_kv.prefix.ipynb #41557c6e
 @dataclass
@@ -240,7 +256,7 @@ def _unpack(q, lo, step, bits, dtype):
 def _quantise(self, bits:int # 8 or 4
              )->KVPrefix:
     "The prefix as it will be after storing it in `bits` bits"
-    if bits not in (4, 8): raise InputError(f"A prefix is stored in 16, 8 or 4 bits, not {bits}")
+    if bits not in (4, 8): raise InputError(f"A prefix is stored as it is, or in 8 or 4 bits, not {bits}: give 8 or 4, or leave it out")
     if bits == 4 and self.keys.shape[-1] % 2: raise InputError("4 bits need an even head dimension")
     r = lambda x: _unpack(*_pack(x, bits), bits, x.dtype)
     return replace(self, keys=r(self.keys), values=r(self.values), info=self.info | dict(bits=bits))
@@ -263,6 +279,8 @@ def _save(self, path, # File to write
     for x in ('keys','values'):
         v = getattr(self, x)
         t |= dict(zip((f'{x}.q',f'{x}.lo',f'{x}.step'), _pack(v, bits))) if bits else {x: v}
+    if bad := [x for x,v in t.items() if v.is_floating_point() and not torch.isfinite(v).all()]: raise InputError(f"This prefix can't be stored {f'in {bits} bits' if bits else ''}: {bad[0]} would not be finite")
+    if max(abs(self.start), abs(self.next_position)) >= 2**31: raise InputError(f"A prefix at position {self.start} can't be stored: move it to where it will be read")
     save_tensors(path, t, dict(kind='kv_prefix', schema=SCHEMA, architecture=self.architecture, start=self.start, next_position=self.next_position,
                                bits=bits, dtype=str(self.keys.dtype).removeprefix('torch.'), info=self.info))
     return Path(path)
