@@ -7,7 +7,8 @@ Docs: https://promptcompress.github.io/promptcompress/lm.html.md"""
 # %% auto #0
 __all__ = ['FAMILIES', 'SHIPPED', 'READERS', 'PLACES', 'plain_model', 'LM', 'byte_tokenizer', 'tiny_lm', 'sliding_window',
            'check_length', 'rotate', 'control_tokens', 'text_tokens', 'text_rows', 'question_prompt', 'weights_hash',
-           'remember_weights', 'shared_copy', 'pocket_folder', 'model_place', 'model_name', 'cast', 'load_lm']
+           'remember_weights', 'shared_copy', 'shipped_folder', 'pocket_folder', 'model_place', 'model_name', 'cast',
+           'load_lm']
 
 # %% ../nbs/01_lm.ipynb #b6273587
 import copy, hashlib, importlib, inspect, json, re
@@ -65,6 +66,84 @@ class LM:
         "Move the model"
         self.model.to(device); return self
 
+# %% ../nbs/01_lm.ipynb #8281c3e9
+def _declared(config):
+    "Sizes as a configuration has them"
+    heads = config.num_attention_heads
+    return dict(layers=config.num_hidden_layers, kv_heads=getattr(config, 'num_key_value_heads', None) or heads,
+                head_dim=getattr(config, 'head_dim', None) or config.hidden_size//heads)
+
+def _measured(lm):
+    "Sizes of the cache after two tokens"
+    def no(why): raise InputError(f"{lm.name} ({lm.family}) {why}, so there is no KV prefix for it: use a model with plain attention in every layer")
+    ids = torch.zeros(1, 2, dtype=torch.long, device=lm.device)
+    try:
+        with torch.no_grad(): cache = getattr(lm.body(input_ids=ids, use_cache=True), 'past_key_values', None)
+        layers = [(K, V) for K,V,*_ in cache] if cache is not None else []
+    except Exception as e: no(f"does not keep keys and values that can be read ({type(e).__name__})")
+    if not layers or any(not isinstance(t, torch.Tensor) or t.ndim != 4 or t.shape[2] != 2 for KV in layers for t in KV):
+        no('does not keep keys and values of every token in every layer')
+    shapes = {(K.shape[1], K.shape[3], V.shape[1], V.shape[3]) for K,V in layers}
+    if len(shapes) > 1 or any((h, d) != (vh, vd) for h,d,vh,vd in shapes): no('keeps keys and values of different sizes')
+    (heads, dim, *_), = shapes
+    return dict(layers=len(layers), kv_heads=heads, head_dim=dim)
+
+@patch(as_prop=True)
+def sizes(self:LM)->dict: # layers, kv_heads, head_dim
+    "What the model's cache holds of every token"
+    if any(p.is_meta for p in self.model.parameters()): return _declared(self.text_config) # some of it is still to be loaded
+    if not getattr(self.model, 'kv_sizes', None): self.model.kv_sizes = _measured(self) # a copy of the model takes it along
+    return self.model.kv_sizes
+
+@patch
+def measured(self:LM)->LM:
+    "Itself, with everything measured that is measured once, before anybody hooks into the model; a copy of it takes that along"
+    self.sizes
+    try: self.finish
+    except InputError: pass # said by whoever wants logits
+    return self
+
+# %% ../nbs/01_lm.ipynb #c4ef5b6f
+def _numbers(config): return {abs(v) for v in vars(config).values() if isinstance(v, float) and v} | {1/abs(v) for v in vars(config).values() if isinstance(v, float) and v}
+
+def _finish(lm):
+    "What the model does with its head's output: (factor, cap or None)"
+    g = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, lm.embed.weight.shape[0], (1, 8), generator=g).to(lm.device)
+    with torch.no_grad():
+        hidden = lm.body(input_ids=ids).last_hidden_state
+        raw, out = lm.head(hidden).float(), lm.model(input_ids=ids).logits.float()
+    n = min(raw.shape[-1], out.shape[-1]); raw, out = raw[..., :n].flatten(), out[..., :n].flatten()
+    ok = (raw.abs() < 1e4) & (out.abs() < 1e4); raw, out = raw[ok], out[ok] # padding of a vocabulary may be masked
+    tol = (1e-4 if lm.dtype == torch.float32 else 3e-2)*out.abs().max().clamp(min=1e-6)
+    near = lambda x: bool((x - out).abs().max() < tol)
+    def factor(to): # the least-squares one, or a number of the configuration if that is what it is
+        s = float((to.double() @ raw.double())/(raw.double() @ raw.double()).clamp(min=1e-30))
+        return next((v for v in sorted(_numbers(lm.text_config)) if abs(v - s) < 2e-3*abs(s)), s)
+    if near(raw): return 1., None
+    if near(factor(out)*raw): return factor(out), None
+    for cap in sorted(_numbers(lm.text_config), reverse=True):
+        if out.abs().max() > cap*1.001: continue
+        s = factor(cap*torch.atanh((out/cap).clamp(-.999999, .999999)))
+        for s in (1., s):
+            if near(cap*torch.tanh(s*raw/cap)): return s, cap
+    raise InputError(f"{lm.name} ({lm.family}) does something behind its output head that this library does not know: logits would be wrong")
+
+# %% ../nbs/01_lm.ipynb #5bba3f91
+@patch(as_prop=True)
+def finish(self:LM)->tuple: # factor, cap or None
+    "What the model does behind its output head"
+    if not getattr(self.model, 'kv_finish', None): self.model.kv_finish = _finish(self)
+    return self.model.kv_finish
+
+@patch
+def logits(self:LM, hidden # `[..., width]`, hidden states of the decoder
+          ):               # `[..., vocabulary]`, fp32
+    "The logits that the model itself gives for these hidden states"
+    (scale, cap), x = self.finish, self.head(hidden).float()
+    if scale != 1: x = x*scale
+    return x if cap is None else cap*torch.tanh(x/cap)
+
 # %% ../nbs/01_lm.ipynb #3ba71400
 _SIZE = dict(vocab_size=260, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=256,
              initializer_range=.15, bos_token_id=0, eos_token_id=1, pad_token_id=2)
@@ -95,36 +174,7 @@ def tiny_lm(family='llama', # One of `FAMILIES`
     cfg_cls, model_cls, kw = FAMILIES[family]
     with torch.random.fork_rng(): # the caller's random state is left alone
         torch.manual_seed(seed)
-        return LM(model_cls(cfg_cls(**(kw | config))).to(torch.float32), byte_tokenizer(), f'tiny-{family}')
-
-# %% ../nbs/01_lm.ipynb #8281c3e9
-def _declared(config):
-    "Sizes as a configuration has them"
-    heads = config.num_attention_heads
-    return dict(layers=config.num_hidden_layers, kv_heads=getattr(config, 'num_key_value_heads', None) or heads,
-                head_dim=getattr(config, 'head_dim', None) or config.hidden_size//heads)
-
-def _measured(lm):
-    "Sizes of the cache after two tokens"
-    def no(why): raise InputError(f"{lm.name} ({lm.family}) {why}, so there is no KV prefix for it: use a model with plain attention in every layer")
-    ids = torch.zeros(1, 2, dtype=torch.long, device=lm.device)
-    try:
-        with torch.no_grad(): cache = getattr(lm.body(input_ids=ids, use_cache=True), 'past_key_values', None)
-        layers = [(K, V) for K,V,*_ in cache] if cache is not None else []
-    except Exception as e: no(f"does not keep keys and values that can be read ({type(e).__name__})")
-    if not layers or any(not isinstance(t, torch.Tensor) or t.ndim != 4 or t.shape[2] != 2 for KV in layers for t in KV):
-        no('does not keep keys and values of every token in every layer')
-    shapes = {(K.shape[1], K.shape[3], V.shape[1], V.shape[3]) for K,V in layers}
-    if len(shapes) > 1 or any((h, d) != (vh, vd) for h,d,vh,vd in shapes): no('keeps keys and values of different sizes')
-    (heads, dim, *_), = shapes
-    return dict(layers=len(layers), kv_heads=heads, head_dim=dim)
-
-@patch(as_prop=True)
-def sizes(self:LM)->dict: # layers, kv_heads, head_dim
-    "What the model's cache holds of every token"
-    if any(p.is_meta for p in self.model.parameters()): return _declared(self.text_config) # some of it is still to be loaded
-    if '_sizes' not in vars(self): self._sizes = _measured(self)
-    return self._sizes
+        return LM(model_cls(cfg_cls(**(kw | config))).to(torch.float32), byte_tokenizer(), f'tiny-{family}').measured()
 
 # %% ../nbs/01_lm.ipynb #98103724
 @patch
@@ -153,49 +203,6 @@ def placed(self:LM, mask, positions)->dict: # As in `run`
 def takes_positions(self:LM)->bool:
     "Can the model be told where tokens stand?"
     return 'position_ids' in inspect.signature(self.body.forward).parameters
-
-# %% ../nbs/01_lm.ipynb #c4ef5b6f
-def _numbers(config): return {abs(v) for v in vars(config).values() if isinstance(v, float) and v} | {1/abs(v) for v in vars(config).values() if isinstance(v, float) and v}
-
-def _finish(lm):
-    "What the model does with its head's output: (factor, cap or None)"
-    g = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, lm.embed.weight.shape[0], (1, 8), generator=g).to(lm.device)
-    with torch.no_grad():
-        hidden = lm.body(input_ids=ids).last_hidden_state
-        raw, out = lm.head(hidden).float(), lm.model(input_ids=ids).logits.float()
-    n = min(raw.shape[-1], out.shape[-1]); raw, out = raw[..., :n].flatten(), out[..., :n].flatten()
-    ok = (raw.abs() < 1e4) & (out.abs() < 1e4); raw, out = raw[ok], out[ok] # padding of a vocabulary may be masked
-    tol = (1e-4 if lm.dtype == torch.float32 else 3e-2)*out.abs().max().clamp(min=1e-6)
-    near = lambda x: bool((x - out).abs().max() < tol)
-    def factor(to): # the least-squares one, or a number of the configuration if that is what it is
-        s = float((to.double() @ raw.double())/(raw.double() @ raw.double()).clamp(min=1e-30))
-        return next((v for v in sorted(_numbers(lm.text_config)) if abs(v - s) < 2e-3*abs(s)), s)
-    if near(raw): return 1., None
-    if near(factor(out)*raw): return factor(out), None
-    for cap in sorted(_numbers(lm.text_config), reverse=True):
-        if out.abs().max() > cap*1.001: continue
-        s = factor(cap*torch.atanh((out/cap).clamp(-.999999, .999999)))
-        for s in (1., s):
-            if near(cap*torch.tanh(s*raw/cap)): return s, cap
-    raise InputError(f"{lm.name} ({lm.family}) does something behind its output head that this library does not know: logits would be wrong")
-
-# %% ../nbs/01_lm.ipynb #5bba3f91
-@patch
-def logits(self:LM, hidden # `[..., width]`, hidden states of the decoder
-          ):               # `[..., vocabulary]`, fp32
-    "The logits that the model itself gives for these hidden states"
-    if '_finish' not in vars(self): self._finish = _finish(self)
-    (scale, cap), x = self._finish, self.head(hidden).float()
-    if scale != 1: x = x*scale
-    return x if cap is None else cap*torch.tanh(x/cap)
-
-@patch
-def measured(self:LM)->LM:
-    "Itself, with everything measured that is measured once: for callers who then put hooks on the model"
-    self.sizes
-    if '_finish' not in vars(self): self._finish = _finish(self)
-    return self
 
 # %% ../nbs/01_lm.ipynb #5683c78f
 def sliding_window(config)->int: # or None
@@ -386,9 +393,13 @@ def shared_copy(module:torch.nn.Module)->torch.nn.Module:
     return copy.deepcopy(module, memo={id(t): t for t in (*module.parameters(), *module.buffers())})
 
 # %% ../nbs/01_lm.ipynb #b85073ae
+def shipped_folder(*part)->Path: # Folder inside the package
+    "Where something that ships in the package lies, such as `('smollm2', 'kv')`"
+    return Path(str(files('promptcompress'))).joinpath(*part)
+
 def pocket_folder(part='')->Path: # Folder inside the package
     "Where the pocket model (`''`) or one of its parts (`'kv'`, `'icae'`, `'heal-w4s50'` ...) lies"
-    return Path(str(files('promptcompress')))/'pocket'/part
+    return shipped_folder('pocket', part)
 
 SHIPPED = {'pocket': pocket_folder(), 'pocket-w4s50': pocket_folder('w4s50')} # name -> folder: the model, and half of its weights in 4 bits
 
@@ -471,4 +482,4 @@ def load_lm(name='pocket', # 'smollm2', 'pocket', 'pocket-w4s50', a folder writt
     lm.source, lm.stored_dtype = str(where), lm.dtype if read is _dense else None
     if local and (Path(where)/'source.json').exists(): lm.info = read_json(Path(where)/'source.json') # a converted file: what its weights were rounded to
     if lm.dtype != dtype: cast(model, dtype)
-    return lm.to(device)
+    return lm.to(device).measured() # refuses what can't have a prefix

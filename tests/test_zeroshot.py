@@ -68,7 +68,7 @@ def test_a_request_is_cut_where_the_harness_cuts_it(harness, name, monkeypatch):
     hf = their_own(lm)
     monkeypatch.setattr(hf, '_loglikelihood_tokens', lambda reqs, **kw: seen.extend((a, b) for _,a,b in reqs))
     hf.loglikelihood([asked(*r) for r in requests], disable_tqdm=True)
-    assert [request_ids(lm, *r) for r in requests] == seen
+    assert [request_ids(lm, *r, control=True) for r in requests] == seen
 
 @pytest.mark.parametrize('name', readers)
 def test_without_a_prefix_it_is_the_harness_own_model(harness, name):
@@ -115,7 +115,7 @@ def test_behind_a_prefix_is_as_if_its_text_stood_in_the_row(harness, name):
     lm = readers[name]
     before = lm.encode(text(8))[:40]
     prefix, = read(lm, [before])
-    room, pairs = text_room(lm, prefix), [request_ids(lm, *r) for r in requests[:12]]
+    room, pairs = text_room(lm, prefix), [request_ids(lm, *r, control=True) for r in requests[:12]]
     token = lm.encode(' w')[0]
     pairs += [([token]*n, [token]*m) for n,m in ((room - 1, 1), (room, 1), (2*room, 3))]
     expected = [by_hand(lm, before + (a + b)[-(room + 1):], len(b)) if len(before) + len(a + b) <= lm.window else None for a,b in pairs]

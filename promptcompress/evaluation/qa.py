@@ -6,7 +6,7 @@ Docs: https://promptcompress.github.io/promptcompress/evaluation.qa.html.md"""
 
 # %% auto #0
 __all__ = ['REGENERATION', 'ANSWERS', 'TASKS', 'GROUP', 'COSTS', 'Job', 'regeneration_jobs', 'qa_jobs', 'Task', 'RowEnds',
-           'line_tokens', 'greedy_ids', 'target_losses', 'reply_rows', 'groups', 'measure', 'summary',
+           'line_tokens', 'greedy_ids', 'target_losses', 'reply_rows', 'trigger_rows', 'groups', 'measure', 'summary',
            'evaluate_regeneration', 'evaluate_qa', 'result_row', 'sweep']
 
 # %% ../../nbs/52_evaluation.qa.ipynb #555cea6c
@@ -23,7 +23,7 @@ from .items import ItemSet
 from .metrics import bleu, bootstrap_ci, paper_em, paper_f1, rouge_l, squad_em, squad_f1
 from .results import content_key, predictions_path, read_results, short_name
 from ..kv.ask import first_line
-from ..kv.generate import generate, nll, read_on
+from ..kv.generate import documents, generate, nll, pull_trigger, read_on
 from ..kv.makers import Maker, make_maker
 from ..kv.prefix import collate, pad_rows
 from ..lm import LM
@@ -123,23 +123,26 @@ def greedy_ids(lm:LM, batch, # A `PrefixBatch`
 @torch.no_grad()
 def target_losses(lm:LM, batch, # A `PrefixBatch`
                   last, targets, # A token id and token ids per row: what comes before each target, and it
+                  first=None,    # `[batch, width]`, embeddings instead of `last`
                  )->list:        # Nats per token of each target
     "Mean negative log-likelihood of each target (L_P, L_F of 500xCompressor)"
     out = [None]*len(targets)
     for at in length_batches([*map(len, targets)], batch_size=-(-len(targets)//4)): # short answers are not padded to the longest
         ids, mask = (t.to(lm.device) for t in pad_rows([[last[i], *targets[i]] for i in at], lm.pad_id))
         labels, _ = pad_rows([[-100, *targets[i]] for i in at], -100)
-        s = nll(lm, batch.rows(at), ids, labels.to(lm.device), mask)
+        s = nll(lm, batch.rows(at), ids, labels.to(lm.device), mask, None if first is None else first[at])
         for i,x in zip(at, (s.nll/s.n).tolist()): out[i] = round(x, 4)
     return out
 
+# %% ../../nbs/52_evaluation.qa.ipynb #6987338f
 def reply_rows(lm:LM, prefixes, # One per row
-               prompts,         # Token ids of each
+               prompts,         # Token ids of each; None: the prefixes' own triggers
                limits,          # New tokens of each at most; fewer if the window ends before
                targets=None,    # Token ids of what would be right, for the loss; as many as fit the window
                lines=None,      # `line_tokens(lm)` to end each row with its first line
               )->list:          # (text, loss in nats per token or None) per row
     "Greedy text behind each prefix and prompt, each with a limit of its own, and the loss of its target"
+    if prompts is None: return trigger_rows(lm, prefixes, limits, targets)
     ends = [max(len(p), p.next_position) for p in prefixes]
     room, width = [max(lm.window - e - len(q), 1) for e,q in zip(ends, prompts)], max(map(len, prompts))
     limits = [max(min(l, r), 1) for l,r in zip(limits, room)]
@@ -150,6 +153,30 @@ def reply_rows(lm:LM, prefixes, # One per row
     batch, last = read_on(lm, prefixes, [q[:-1] for q in prompts]), [q[-1] for q in prompts]
     said = [lm.decode(i) for i in greedy_ids(lm, batch, last, limits, lines)]
     return list(zip(said, target_losses(lm, batch, last, targets) if targets else [None]*len(said)))
+
+# %% ../../nbs/52_evaluation.qa.ipynb #99cb8860
+@torch.no_grad()
+def trigger_rows(lm:LM, prefixes, limits, targets=None # As in `reply_rows`
+                )->list:                               # As there
+    "Greedy text of each document behind its own trigger, and the loss of its text"
+    parts, targets = [documents(p) for p in prefixes], targets or [None]*len(prefixes)
+    rows = [(i, part, None if t is None else [*map(int, piece), lm.eos_id], -(-limit//len(ps)))
+            for i,(ps,t,limit) in enumerate(zip(parts, targets, limits)) for part,piece in zip(ps, np.array_split((t or [0])[:-1], len(ps)))]
+    batch, logits = pull_trigger(lm, [part for _,part,_,_ in rows])
+    first = logits.argmax(-1).tolist()
+    going = [j for j,f in enumerate(first) if f not in lm.stop_ids and rows[j][3] > 1]
+    said = [[f] for f in first]
+    for j,more in zip(going, greedy_ids(lm, batch.rows(going), [first[j] for j in going], [rows[j][3] - 1 for j in going]) if going else []): said[j] += more
+    start = collate([p for _,(p,_,_),_,_ in rows], lm)
+    start.next_position = torch.tensor([at for _,(_,at,_),_,_ in rows], device=lm.device)
+    trigger = torch.stack([t for _,(*_,t),_,_ in rows])
+    losses = [None]*len(rows) if targets[0] is None else target_losses(lm, start, [lm.bos_id]*len(rows), [t for *_,t,_ in rows], trigger)
+    def of(i): mine = [j for j,r in enumerate(rows) if r[0] == i]; n = [len(rows[j][2] or [0]) for j in mine]; return mine, n
+    out = []
+    for i in range(len(prefixes)):
+        mine, n = of(i)
+        out.append((' '.join(lm.decode(said[j]) for j in mine), None if losses[mine[0]] is None else round(float(np.average([losses[j] for j in mine], weights=n)), 4)))
+    return out
 
 # %% ../../nbs/52_evaluation.qa.ipynb #b2578e37
 GROUP = 2**14 # tokens of context whose prefixes are held at once
@@ -186,7 +213,8 @@ def measure(lm:LM, maker:Maker, jobs, # As from `TASKS[task].jobs`
         for at in group:
             if all(j.id in known for j in at): continue
             ps = [made[j.context] for j in at]
-            said = reply_rows(reader, ps, [j.prompt for j in at], [j.limit for j in at], [j.target for j in at], lines)
+            own = task is TASKS['regenerate'] and all(p.again and p.trigger is not None for p in ps)
+            said = reply_rows(reader, ps, None if own else [j.prompt for j in at], [j.limit for j in at], [j.target for j in at], lines)
             yield [dict(id=j.id, **j.more, prediction=(text := task.clean(t)), reference=j.reference, **{c: f(text, j.reference) for c,f in task.columns.items()}, loss=l,
                         slots=(n := len(p) - (len(talk.head) if talk else 0)), bytes=4*n*lm.n_layers*lm.kv_heads*lm.head_dim, stored=maker.stored(lm, j.context, p), tokens=tokens[j.context])
                    for j,(t,l),p in zip(at, said, ps)]

@@ -30,6 +30,8 @@ class KVPrefix:
     start: int = 0          # Position of the first token of the source
     inv_freq: torch.Tensor = None # `[pairs]`, radians per position; None if keys can't be moved
     info: dict = field(default_factory=dict) # Maker, model fingerprint, source tokens and hash, versions
+    again: tuple = ()       # (first slot, slot behind the last, position): where the reader starts to give each document back; () for the next position
+    trigger: torch.Tensor = None # `[width]`, learnt embedding that stands there; None for the BOS
 
     def __len__(self): return self.keys.shape[2]
     @property
@@ -110,10 +112,13 @@ def __getitem__(self:KVPrefix, at:slice # Which slots
     "Some of the slots; `next_position` stays"
     if isinstance(at, slice) and (at.step or 1) < 0: raise InputError("Slots stay in their order: slice a prefix with a positive step")
     if not isinstance(at, slice): raise InputError(f"A KVPrefix is indexed with a slice, like p[-16:], not with {at!r}")
-    return replace(self, keys=self.keys[:,:,at], values=self.values[:,:,at], positions=self.positions[at], info=dict(self.info))
+    kept = range(len(self))[at]
+    def clip(a, b): inside = [j for j,i in enumerate(kept) if a <= i < b]; return (inside[0], inside[-1] + 1) if inside else None
+    again = tuple((*c, where) for a,b,where in self.again if (c := clip(a, b)))
+    return replace(self, keys=self.keys[:,:,at], values=self.values[:,:,at], positions=self.positions[at], info=dict(self.info), again=again)
 
 # %% ../../nbs/10_kv.prefix.ipynb #6849131a
-_TENSORS = 'keys','values','positions','inv_freq'
+_TENSORS = 'keys','values','positions','inv_freq','trigger'
 _FORMATS = {**{n: n for n in ('float16','bfloat16','float32','float64')}, 'half': 'float16', 'float': 'float32', 'double': 'float64', 'fp16': 'float16', 'bf16': 'bfloat16', 'fp32': 'float32'}
 
 def _format(dtype):
@@ -142,7 +147,7 @@ def _same(a, b): return a is b or (a is not None and b is not None and a.shape =
 @patch
 def __eq__(self:KVPrefix, other):
     if not isinstance(other, KVPrefix): return NotImplemented
-    plain = lambda p: (p.architecture, p.start, p.next_position)
+    plain = lambda p: (p.architecture, p.start, p.next_position, [*map(tuple, p.again)])
     return plain(self) == plain(other) and all(_same(getattr(self, t), getattr(other, t)) for t in _TENSORS)
 
 @patch
@@ -163,7 +168,8 @@ def move(self:KVPrefix, start:int # Position of the first source token afterward
     if delta == 0: return self
     if self.inv_freq is None:
         raise InputError(f"A prefix of {self.architecture['family']} can't be moved: its positions are learned or change with the length. Make it where it shall stand")
-    return replace(self, keys=rotate(self.keys, float(delta), self.inv_freq), positions=self.positions + delta, next_position=self.next_position + delta, start=to, info=dict(self.info))
+    return replace(self, keys=rotate(self.keys, float(delta), self.inv_freq), positions=self.positions + delta, next_position=self.next_position + delta, start=to, info=dict(self.info),
+                   again=tuple((a, b, where + delta) for a,b,where in self.again))
 
 # %% ../../nbs/10_kv.prefix.ipynb #e6046b9a
 def same_architecture(have:dict, want:dict, what:str):
@@ -179,8 +185,10 @@ def _add(self, other)->KVPrefix:
     cat = lambda x, y: torch.cat([x, y.to(x)], 2)
     info = dict(maker=f"{self.info.get('maker')}+{other.info.get('maker')}", source_tokens=(self.info.get('source_tokens') or 0) + (other.info.get('source_tokens') or 0),
                 model=self.info.get('model'), fingerprint=self.info.get('fingerprint'), parts=[self.info, other.info])
+    one = self.trigger is None or b.trigger is None or _same(self.trigger, b.trigger) # with two triggers, none can give both back
+    again = (*self.again, *((a + len(self), e + len(self), where) for a,e,where in b.again)) if one else ()
     return KVPrefix(cat(self.keys, b.keys), cat(self.values, b.values), torch.cat([self.positions, b.positions.to(self.positions)]), b.next_position,
-                    self.architecture, self.start, self.inv_freq, info)
+                    self.architecture, self.start, self.inv_freq, info, again, (self.trigger if self.trigger is not None else b.trigger) if one else None)
 KVPrefix.__add__ = _add
 
 @patch
@@ -272,7 +280,7 @@ def _save(self, path, # File to write
          )->Path:
     "Write the prefix to one safetensors file"
     t = dict(positions=self.positions)
-    if self.inv_freq is not None: t['inv_freq'] = self.inv_freq
+    t |= {x: v for x in ('inv_freq','trigger') if (v := getattr(self, x)) is not None}
     if bits: self.quantise(bits) # checks
     if self.keys.dtype not in _DTYPES.values(): raise InputError(f"A prefix is stored in float32, bfloat16 or float16, not in {self.keys.dtype}: convert it with .to(torch.float32)")
     if not (torch.isfinite(self.keys).all() and torch.isfinite(self.values).all()): raise InputError("This prefix holds numbers that are not finite (NaN or infinity): it was made by a model or training that went wrong, and is not saved")
@@ -282,7 +290,7 @@ def _save(self, path, # File to write
     if bad := [x for x,v in t.items() if v.is_floating_point() and not torch.isfinite(v).all()]: raise InputError(f"This prefix can't be stored {f'in {bits} bits' if bits else ''}: {bad[0]} would not be finite")
     if max(abs(self.start), abs(self.next_position)) >= 2**31: raise InputError(f"A prefix at position {self.start} can't be stored: move it to where it will be read")
     save_tensors(path, t, dict(kind='kv_prefix', schema=SCHEMA, architecture=self.architecture, start=self.start, next_position=self.next_position,
-                               bits=bits, dtype=str(self.keys.dtype).removeprefix('torch.'), info=self.info))
+                               bits=bits, dtype=str(self.keys.dtype).removeprefix('torch.'), info=self.info, **(dict(again=self.again) if self.again else {})))
     return Path(path)
 KVPrefix.save = _save
 
@@ -303,10 +311,13 @@ def _check_file(path, t, h):
     parts = {'.q': (d//2 if h['bits'] == 4 else d, torch.uint8), '.lo': (1, torch.float16), '.step': (1, torch.float16)}
     if not h['bits']: parts = {'': (d, getattr(torch, h['dtype']))}
     want |= {x + part: ((*rows, n), dtype) for x in ('keys','values') for part,(n,dtype) in parts.items()}
-    if t.keys() - {'inv_freq'} != want.keys(): bad(f"it holds {sorted(t)}, expected {sorted(want)}")
+    if t.keys() - {'inv_freq','trigger'} != want.keys(): bad(f"it holds {sorted(t)}, expected {sorted(want)}")
     for x,(shape,dtype) in want.items():
         if (tuple(t[x].shape), t[x].dtype) != (shape, dtype): bad(f"{x} are {tuple(t[x].shape)} {t[x].dtype}, expected {shape} {dtype}")
     if broken := [x for x,v in t.items() if v.is_floating_point() and not torch.isfinite(v).all()]: bad(f"{broken[0]} holds numbers that are not finite; make it again")
+    again, ints = h.get('again', []), lambda x: isinstance(x, list) and len(x) == 3 and all(type(v) is int and abs(v) < 2**31 for v in x)
+    if not isinstance(again, list) or not all(ints(x) and 0 <= x[0] < x[1] <= n for x in again for n in rows[2:]): bad('it says nothing usable of how documents are given back')
+    if 'trigger' in t and (t['trigger'].ndim != 1 or not t['trigger'].is_floating_point()): bad('its trigger is no vector')
     f = t.get('inv_freq')
     if f is not None and (f.ndim != 1 or f.dtype != torch.float32 or 2*len(f) > d): bad('its rotary frequencies do not fit its heads')
 
@@ -318,7 +329,8 @@ def load_prefix(path,     # File written by `KVPrefix.save`
     t, h = load_tensors(path, kind='kv_prefix')
     _check_file(path, t, h)
     get = lambda x: _unpack(t[f'{x}.q'], t[f'{x}.lo'], t[f'{x}.step'], h['bits'], getattr(torch, h['dtype'])) if h['bits'] else t[x]
-    p = KVPrefix(get('keys'), get('values'), t['positions'], h['next_position'], h['architecture'], h['start'], t.get('inv_freq'), h['info'])
+    p = KVPrefix(get('keys'), get('values'), t['positions'], h['next_position'], h['architecture'], h['start'], t.get('inv_freq'), h['info'],
+                 tuple(map(tuple, h.get('again', []))), t.get('trigger'))
     if h['bits']: p.info['bits'] = h['bits']
     if lm is None: return p
     same_architecture(p.architecture, lm.architecture, str(path))

@@ -22,7 +22,7 @@ from ..evaluation.items import select_qa
 from ..evaluation.qa import evaluate_qa
 from ..kv.compressor import Compressor, CompressorConfig
 from ..kv.generate import nll
-from ..lm import load_lm, text_rows
+from ..lm import LM, load_lm, remember_weights, text_rows
 from ..qa_writer import cloze_qa
 from ..soft.prompt import load_prompt
 from ..train import Learner, fit, muon, training_args
@@ -317,7 +317,7 @@ def export_pocket(out,         # New folder, such as `promptcompress/pocket`
     prompts = {p.name: load_prompt(p, lm) for p in sorted(Path(heal).glob('heal-*'))} if heal else {}
     facts = {name: held_out(lm, read_texts(f)) for name,f in (test or {}).items()}
     answers = {name: evaluate_qa(lm, 'full', select_qa(f, lm, n=500)[0], batch_size=64)['scores'] for name,f in (questions or {}).items()}
-    lm.model.to(torch.bfloat16); was, lm.name = lm.name, out.name
+    remember_weights(LM(lm.model.to(torch.bfloat16), lm.tokenizer)); was, lm.name = lm.name, out.name # rounded, they are other weights
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.name}.') as tmp:
         whole = Path(tmp)/out.name

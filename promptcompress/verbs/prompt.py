@@ -45,7 +45,8 @@ def _compress_options(p):
     p.add_argument('-o', '--out', required=True, metavar='FILE', help='prefix to write, such as doc.safetensors')
     p.add_argument('-k', '--k', type=positive,
                    help="slots; as many as the compressor has if not given. Text longer than it reads at once gets k slots per chunk")
-    p.add_argument('--compressor', default='pocket-kv', help="'pocket-kv' (the default), 'pocket-icae', a folder, or a Hub id")
+    p.add_argument('--compressor', help="'pocket-kv', 'pocket-icae', 'smollm2-kv', a folder, or a Hub id; the one in the package that is for the model if not given")
+    p.add_argument('--refine', type=positive, metavar='STEPS', default=0, help='gradient steps on the slots at most, until the text comes back word for word')
     p.add_argument('--bits', type=int, choices=(32, 16, 8, 4), default=16, help='bits per stored number (default 16)')
     common_options(p)
 
@@ -58,12 +59,13 @@ def compress(args):
     "Text file -> prefix file"
     target, text = prefix_target(args.out), given_text(args.file, args.column)
     import torch
-    from promptcompress.kv.compressor import Compressor
+    from promptcompress.kv.compressor import Compressor, default_compressor
     lm = chosen_lm(args)
-    comp = Compressor.from_pretrained(args.compressor, lm)
+    name = args.compressor or default_compressor(lm)
+    comp = Compressor.from_pretrained(name, lm)
     _check_room(lm, comp, text, args.k)
     start = time.perf_counter()
-    p = comp.compress(text, args.k)
+    p = comp.compress(text, args.k, refine=args.refine)
     seconds = time.perf_counter() - start
     if args.bits == 16 and p.keys.dtype == torch.float32: p = p.to(dtype=torch.bfloat16)
     p.save(target, bits=args.bits if args.bits < 16 else None)
@@ -71,7 +73,7 @@ def compress(args):
     row = dict(file=str(target), slots=len(p), tokens=tokens, compression=round(tokens/len(p), 2), text_bytes=len(text.encode()),
                full_kv_bytes=full,
                prefix_bytes=p.nbytes if args.bits >= 16 else _bytes16(p)*args.bits//16,
-               file_bytes=target.stat().st_size, compressor=args.compressor, model=lm.name, seconds=round(seconds, 3))
+               file_bytes=target.stat().st_size, compressor=name, model=lm.name, seconds=round(seconds, 3), **(dict(regeneration=p.info.get('regeneration')) if args.refine else {}))
     if len(p) > (args.k or comp.config.k):
         note(f"the text was read in {len(p)//(args.k or comp.config.k)} chunks of at most {comp.config.max_tokens} tokens")
     if 'transferred_from' in comp.info:
@@ -105,7 +107,7 @@ def regenerate(args):
     p = _prefix(args, lm)
     n = p.info.get('source_tokens') or 256
     start = time.perf_counter()
-    (text, _), = reply_rows(lm, [p], [[lm.bos_id]], [args.max_new_tokens or n + n//8 + 8])
+    (text, _), = reply_rows(lm, [p], None if p.trigger is not None else [[lm.bos_id]], [args.max_new_tokens or n + n//8 + 8])
     say(args, dict(prefix=args.prefix, slots=len(p), text=text, seconds=round(time.perf_counter() - start, 3)), text)
 
 # %% ../../nbs/62_verbs.prompt.ipynb #982663ac
