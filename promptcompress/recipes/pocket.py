@@ -47,12 +47,13 @@ def pack(texts,     # Iterable of str
          tokenizer, # Any fast tokenizer with fewer than 65,536 ids
          out,       # Folder and stem: writes `out.tokens.npy` and `out.offsets.npy`
          chunk=1000,# Texts encoded at a time
+         control=False, # Are special tokens in them ours, as in `qa_sequences`? In a text they are letters
         )->int:     # Number of tokens
     "Tokenise `texts` to memory-mappable arrays; text `i` is `tokens[offsets[i]:offsets[i+1]]`"
     if len(tokenizer) > 65536: raise InputError(f"pack stores 16-bit ids; this tokenizer has {len(tokenizer)}")
     parts, lengths, todo = [], [], []
     def flush():
-        for e in text_rows(tokenizer, todo):
+        for e in tokenizer(todo, add_special_tokens=False, verbose=False)['input_ids'] if control and todo else text_rows(tokenizer, todo):
             parts.append(np.array(e, dtype=np.uint16)); lengths.append(len(e))
         todo.clear()
     for t in progress(texts, f'tokenising {Path(out).name}'):
@@ -175,9 +176,9 @@ def prepare(text:dict,     # name -> (file, weight), any format of `read_texts`
     tok = train_tokenizer(sample(), vocab_size)
     tok.save_pretrained(out/'tokenizer')
     n = {name: pack((t.text for t in read_texts(f, limit=limit)), tok, out/name) for name,(f,_) in text.items()}
-    n['squad'] = pack(qa_sequences(read_qa(squad), tok), tok, out/'squad')
-    n['cloze'] = pack(qa_sequences(cloze_qa(read_texts(text[cloze][0], limit=limit or 40_000)), tok), tok, out/'cloze')
-    n['wh'] = pack(qa_sequences(cloze_qa(paragraphs(read_texts(text[wh][0], limit=limit)), form='word'), tok), tok, out/'wh')
+    n['squad'] = pack(qa_sequences(read_qa(squad), tok), tok, out/'squad', control=True)
+    n['cloze'] = pack(qa_sequences(cloze_qa(read_texts(text[cloze][0], limit=limit or 40_000)), tok), tok, out/'cloze', control=True)
+    n['wh'] = pack(qa_sequences(cloze_qa(paragraphs(read_texts(text[wh][0], limit=limit)), form='word'), tok), tok, out/'wh', control=True)
     write_json(out/'mixture.json', dict(text={name: w for name,(_,w) in text.items()}, qa=dict(squad=.4, cloze=.2, wh=.4), tokens=n))
     return n
 
