@@ -464,8 +464,8 @@ class CompressorMaker(Maker):
     own_trigger = True
     def __init__(self, name, checkpoint=None, # A `Compressor`, its folder or name; None: the one in the package for the model
                  k=16,        # Slots per chunk
-                 chunk=None): # As in `compress`
-        self.name, self.checkpoint, self.k, self.chunk, self._made = name, checkpoint, k, chunk, None
+                 chunk=None, refine=0): # As in `compress`
+        self.name, self.checkpoint, self.k, self.chunk, self.refine, self._made = name, checkpoint, k, chunk, refine, None
     def describe(self): return {'anchors': 'keys and values of k of the text\'s own tokens (anchors)', '500x': 'keys and values of k memory tokens (500xCompressor)', 'icae': 'k embeddings, read once (ICAE)'}[self.name]
     def loaded(self, lm)->Compressor:
         "The compressor on `lm`"
@@ -474,10 +474,9 @@ class CompressorMaker(Maker):
             kind = dict(anchors=('anchors', 'kv'), icae=('memory', 'embeds')).get(self.name, ('memory', 'kv'))
             self._made = Compressor.from_pretrained(self.checkpoint or default_compressor(lm, *kind), lm)
         return self._made
-    def make(self, lm, texts): return self.loaded(lm).compress(texts, self.k, chunk=self.chunk)
+    def make(self, lm, texts): return self.loaded(lm).compress(texts, self.k, chunk=self.chunk, refine=self.refine)
     def stored(self, lm, text, prefix): # ICAE keeps embeddings and reads them again
         return 2*len(prefix)*lm.embed.weight.shape[1] if self.loaded(lm).config.carrier == 'embeds' else super().stored(lm, text, prefix)
-    def identity(self, lm): return ['compressor', self.name, self.k, self.chunk, self.loaded(lm).config, self.loaded(lm).trained()]
-MAKERS['anchors'] = lambda k=16, checkpoint=None, chunk=None, **_: CompressorMaker('anchors', checkpoint, k, chunk)
-MAKERS['500x'] = lambda k=16, checkpoint=None, chunk=None, **_: CompressorMaker('500x', checkpoint, k, chunk)
-MAKERS['icae'] = lambda k=16, checkpoint=None, chunk=None, **_: CompressorMaker('icae', checkpoint, k, chunk)
+    def identity(self, lm): return ['compressor', self.name, self.k, self.chunk, self.loaded(lm).config, self.loaded(lm).trained(), *([self.refine] if self.refine else [])]
+def _row(name): return lambda k=16, checkpoint=None, chunk=None, refine=0, **_: CompressorMaker(name, checkpoint, k, chunk, refine)
+MAKERS.update({name: _row(name) for name in ('anchors', '500x', 'icae')})

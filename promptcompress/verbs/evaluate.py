@@ -23,9 +23,10 @@ def result_options(p, text="file for the result, one JSON object; without a name
 
 def _task_options(p):
     "Options of `regenerate` and `qa`"
-    p.add_argument('--maker', nargs='+', default=['500x'], metavar='MAKER', help='what makes the prefixes: none, full, instruct, truncated, bytes, icae, 500x, or another row of MAKERS (500x)')
+    p.add_argument('--maker', nargs='+', metavar='MAKER', help='what makes the prefixes: none, full, instruct, truncated, bytes, icae, 500x, anchors, or another row of MAKERS (that of the compressor in the package which is for the model)')
     p.add_argument('-k', '--k', type=positive, nargs='+', default=[16], help='slots, for makers that have a choice (16)')
     p.add_argument('--chunk', type=positive, help="tokens that a compressor reads in one pass (what it was trained for); k slots are made of each chunk")
+    p.add_argument('--refine', type=positive, metavar='STEPS', default=0, help='gradient steps at most on the slots of each text, for compressors')
     p.add_argument('-n', '--n', type=positive, default=200, help='texts or questions of each dataset (200)')
     p.add_argument('--compressor', nargs='+', default=[], metavar='[MAKER=]DIR',
                    help="'pocket-kv', 'pocket-icae', a folder or a Hub id, such as icae=runs/icae; the pocket model's own if not given")
@@ -73,7 +74,7 @@ def _makers(args)->list:
     from promptcompress.soft import prompt
     names = [*dict.fromkeys(args.maker)]
     given = _checkpoints(args, [n for n in names if {'checkpoint','prompt'} & vars(make_maker(n, 1)).keys()])
-    made = [make_maker(n, k, chunk=args.chunk, **(dict(checkpoint=given[n]) if n in given else {})) for n in names for k in args.k]
+    made = [make_maker(n, k, chunk=args.chunk, refine=args.refine, **(dict(checkpoint=given[n]) if n in given else {})) for n in names for k in args.k]
     return [*{(m.name, getattr(m, 'k', None)): m for m in reversed(made)}.values()][::-1]
 
 # %% ../../nbs/65_verbs.evaluate.ipynb #26c4566d
@@ -115,6 +116,15 @@ def _check_out(args):
         raise InputError(f"--json {args.json} takes a single result, but {n} were asked for: give a name that ends in .jsonl")
     return lines
 
+def _default_maker(args):
+    "Without `--maker`, the compressor in the package that is for the model; the published one for models without"
+    if args.maker: return
+    from promptcompress.kv.compressor import Compressor
+    from promptcompress.core import read_json
+    layouts = {name: read_json(folder/'config.json') for name, folder in Compressor.shipped.items()}
+    mine = next((c['config'].get('slots') for c in layouts.values() if c['model'] == str(args.model)), None)
+    args.maker = ['anchors' if mine == 'anchors' else '500x']
+
 # %% ../../nbs/65_verbs.evaluate.ipynb #71f0bd01
 @verb('evaluate regenerate', 'Measure how well the model gives texts back: Rouge-L and BLEU.',
       ['--data arxiv_2025.jsonl.xz --maker 500x --k 16 --length 96 -n 200 --json kv16.json',
@@ -128,6 +138,7 @@ def evaluate(args):
     from promptcompress.evaluation.qa import sweep
     from promptcompress.evaluation.results import predictions_path
     if not args.data and not args.cloze: raise InputError("Nothing to evaluate on: give --data, or --cloze")
+    _default_maker(args)
     lines = _check_out(args)
     for s in [*args.data, *args.cloze]: named_file(s)
     how, makers = asked_how(args), _makers(args)
