@@ -270,7 +270,7 @@ def result_row(s:ItemSet,      # What was evaluated on
     trained, checkpoint = getattr(maker, '_made', None), getattr(maker, 'checkpoint', None)
     about = dict(trained.info, name=short_name(trained.info.get('name'))) if trained else dict(name=short_name(checkpoint)) if isinstance(checkpoint, (str, Path)) else None
     return dict(task=s.task, dataset=s.name, maker=maker.name, k=getattr(maker, 'k', None), chunk=getattr(maker, 'chunk', None), length=s.length, **({'refine': r} if (r := getattr(maker, 'refine', 0)) else {}), **scores,
-                compression=scores['tokens']/scores['slots'] if scores['slots'] else None, model=short_name(lm.name), fingerprint=lm.fingerprint,
+                compression=scores['tokens']/scores['slots'] if scores['slots'] else None, model=short_name(lm.name), dtype=str(lm.dtype).removeprefix('torch.'), fingerprint=lm.fingerprint,
                 architecture=lm.architecture, compressor=about, **s.info, **more, **run_info(seed, lm.device))
 
 # %% ../../nbs/52_evaluation.qa.ipynb #e3308dca

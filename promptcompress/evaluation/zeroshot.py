@@ -212,5 +212,5 @@ def choice_row(result:dict,   # From `evaluate_choice`
     return dict(task='choice', key=result['key'], dataset=dataset or files[0].name.split('.')[0], **{k: v for k,v in s.items() if k != 'ci'}, ci=s['ci'],
                 chance=result['chance'], prefix=prefix_record(find_prefix(prefix, lm)),
                 slots=result['slots'], bytes=result['bytes'], truncated=result['truncated'], form=result['form'], bos=result['bos'],
-                model=short_name(lm.name), fingerprint=lm.fingerprint, architecture=lm.architecture,
+                model=short_name(lm.name), dtype=str(lm.dtype).removeprefix('torch.'), fingerprint=lm.fingerprint, architecture=lm.architecture,
                 data=[dict(file=p.name, sha256=file_sha256(p)) for p in files], **more, **run_info(seed, lm.device))

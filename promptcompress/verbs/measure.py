@@ -64,7 +64,7 @@ def _perplexity_row(args, lm, prefix, p):
     from promptcompress.evaluation.results import file_sha256, short_name
     about = prefix and dict(name=Path(args.prefix).name, slots=len(prefix), next_position=prefix.next_position, bytes=prefix.nbytes,
                             info=prefix.info | dict(model=short_name(prefix.info.get('model'))))
-    return dict(task='perplexity', **p.as_dict(), model=short_name(lm.name), fingerprint=lm.fingerprint, architecture=lm.architecture, prefix=about,
+    return dict(task='perplexity', **p.as_dict(), model=short_name(lm.name), dtype=str(lm.dtype).removeprefix('torch.'), fingerprint=lm.fingerprint, architecture=lm.architecture, prefix=about,
                 data=[dict(file=Path(f).name, sha256=file_sha256(f)) for f in args.data], **run_info(None, lm.device))
 
 def _perplexity_line(args, row):
