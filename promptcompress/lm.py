@@ -49,7 +49,14 @@ class LM:
     text_config = property(lambda self: self.config.get_text_config(decoder=True)) # of a multimodal model, its language model's
     device = property(lambda self: self.model.device)
     dtype = property(lambda self: self.model.dtype)
-    body = property(lambda self: self.model.base_model if self.text_config is self.config else self.model.get_decoder()) # without the output head
+    @property
+    def body(self):
+        "The decoder without its output head"
+        inner = self.model.base_model if self.text_config is self.config else self.model.get_decoder() # of a multimodal model, its language model
+        for _ in range(3): # some language models within others bring a head
+            if not hasattr(inner, 'get_output_embeddings') or inner.get_output_embeddings() is None: break
+            inner = inner.base_model if inner.base_model is not inner else getattr(inner, 'model', inner)
+        return inner
     head = property(lambda self: self.model.get_output_embeddings())    # hidden states -> logits
     embed = property(lambda self: self.model.get_input_embeddings())    # ids -> embeddings
     family = property(lambda self: self.text_config.model_type)
@@ -174,9 +181,78 @@ def tiny_lm(family='llama', # One of `FAMILIES`
     cfg_cls, model_cls, kw = FAMILIES[family]
     with torch.random.fork_rng(): # the caller's random state is left alone
         torch.manual_seed(seed)
+<<<<<<< HEAD
         return LM(model_cls(cfg_cls(**(kw | config))).to(torch.float32), byte_tokenizer(), f'tiny-{family}').measured()
+=======
+        return LM(model_cls(cfg_cls(**(kw | config))).to(torch.float32), byte_tokenizer(), f'tiny-{family}')
+
+# %% ../nbs/01_lm.ipynb #8281c3e9
+def _declared(config):
+    "Sizes as a configuration has them"
+    heads = config.num_attention_heads
+    return dict(layers=config.num_hidden_layers, kv_heads=getattr(config, 'num_key_value_heads', None) or heads,
+                head_dim=getattr(config, 'head_dim', None) or config.hidden_size//heads)
+
+# %% ../nbs/01_lm.ipynb #6c877b92
+def _pairs(cache):
+    "Keys and values of each layer of a cache; none if it holds anything else"
+    try: return [(K, V) for K,V,*_ in cache]
+    except (TypeError, ValueError, IndexError, AttributeError): return []
+
+def _off(a, b): return float((a - b).float().norm()/b.float().norm().clamp(min=1e-9))
+
+def _padded(read, layers, ids, wanted):
+    "As `_off`: two tokens behind two slots, with padding in front of both"
+    def wide(t): return torch.nn.functional.pad(t, (0, 0, 1, 0))
+    mask, at = torch.tensor([[0, 1, 1, 0, 1, 1]], device=ids.device), torch.tensor([[2, 2, 3]], device=ids.device)
+    try: got = read(torch.cat([ids[:,:1], ids], 1), mask, at, cache=DynamicCache([(wide(K), wide(V)) for K,V in layers])).last_hidden_state[:,1:]
+    except (InputError, RuntimeError, ValueError, TypeError): return float('inf')
+    return _off(got, wanted)
+
+def _measured(lm):
+    "Sizes of the cache after two tokens, from which the model must be able to go on; and whether padding in front changes nothing"
+    def no(why, e=None): raise InputError(f"{lm.name} ({lm.family}) {why}{f' ({type(e).__name__}: {short(e)})' if e else ''}, so there is no KV prefix for it: use a model with plain attention in every layer")
+    def short(e): return ' '.join(str(e).split())[:100]
+    x, tol = (torch.arange(3, 7, device=lm.device) % lm.embed.weight.shape[0])[None], 1e-2 if lm.dtype == torch.float32 else .5
+    mask, at = torch.ones_like(x), torch.arange(4, device=lm.device)[None]
+    def read(ids, mask, at, **how): return lm._pass(input_ids=ids, mask=mask, positions=at, **how)
+    try: whole = read(x, mask, at, use_cache=False); own = _pairs(getattr(read(x[:,:2], mask[:,:2], at[:,:2]), 'past_key_values', None))
+    except Exception as e: no('does not keep keys and values that can be read', e)
+    if not own or any(not isinstance(t, torch.Tensor) or t.ndim != 4 or t.shape[2] != 2 for KV in own for t in KV):
+        no('does not keep keys and values of every token in every layer')
+    shapes = {(K.shape[1], K.shape[3], V.shape[1], V.shape[3]) for K,V in own}
+    if len(shapes) > 1 or any((h, d) != (vh, vd) for h,d,vh,vd in shapes): no('keeps keys and values of different sizes')
+    try:
+        layers = _pairs(read(x[:,:2], mask[:,:2], at[:,:2], cache=DynamicCache()).past_key_values)
+        behind = read(x[:,2:], mask, at[:,2:], cache=DynamicCache(layers)).last_hidden_state
+        off = _off(behind, whole.last_hidden_state[:,2:])
+    except Exception as e: no('does not go on behind keys and values that are given to it', e)
+    if off > tol: no('goes on behind its own keys and values as if it had read something else')
+    (heads, dim, *_), = shapes
+    return dict(layers=len(own), kv_heads=heads, head_dim=dim), _padded(read, layers, x[:,2:], whole.last_hidden_state[:,2:]) <= tol
+
+# %% ../nbs/01_lm.ipynb #86e61103
+@patch(as_prop=True)
+def sizes(self:LM)->dict: # layers, kv_heads, head_dim
+    "What the model's cache holds of every token"
+    if '_sizes' in vars(self): return self._sizes
+    if any(p.is_meta for p in self.model.parameters()): return _declared(self.text_config) # some of it is still to be loaded
+    with torch.no_grad(): self._sizes, self._pads = _measured(self)
+    return self._sizes
+>>>>>>> 3911d23 (What a model keeps is measured by reading on behind it, so hybrids, compressed caches and models that count slots are refused or told apart)
+
+@patch(as_prop=True)
+def pads(self:LM)->bool:
+    "Can rows of a batch be padded in front? Some models take the number of a slot for its position, whatever the mask says"
+    self.sizes
+    return getattr(self, '_pads', True)
 
 # %% ../nbs/01_lm.ipynb #98103724
+@patch
+def _pass(self:LM, input_ids=None, mask=None, positions=None, cache=None, inputs_embeds=None, use_cache=True): # As in `run`
+    x = dict(input_ids=input_ids) if inputs_embeds is None else dict(inputs_embeds=inputs_embeds)
+    return self.body(**x, **self.placed(mask, positions), attention_mask=mask.long(), past_key_values=cache, use_cache=use_cache)
+
 @patch
 def run(self:LM, input_ids=None,    # `[batch, tokens]`
         mask=None,                  # `[batch, slots + tokens]`, over cache and tokens
@@ -186,13 +262,14 @@ def run(self:LM, input_ids=None,    # `[batch, tokens]`
         use_cache=True):
     "One pass of the decoder: its output has `last_hidden_state` and, with `use_cache`, `past_key_values`"
     self.sizes # refuses a model that keeps no keys and values
-    x = dict(input_ids=input_ids) if inputs_embeds is None else dict(inputs_embeds=inputs_embeds)
     if use_cache and cache is None: cache = DynamicCache()
-    return self.body(**x, **self.placed(mask, positions), attention_mask=mask.long(), past_key_values=cache, use_cache=use_cache)
+    return self._pass(input_ids, mask, positions, cache, inputs_embeds, use_cache)
 
 @patch
 def placed(self:LM, mask, positions)->dict: # As in `run`
     "What tells the model where its new tokens stand"
+    if getattr(self, '_pads', True) is False and bool((mask.long().diff(dim=1) > 0).any()):
+        raise InputError(f"{self.family} takes the number of a slot for its position, so a batch can't be padded in front: read rows of one length, or one at a time")
     if self.takes_positions: return dict(position_ids=positions)
     n = positions.shape[1]
     if not bool((((mask.long().cumsum(1) - 1)[:,-n:] == positions) | (mask[:,-n:] == 0)).all()):
@@ -204,6 +281,53 @@ def takes_positions(self:LM)->bool:
     "Can the model be told where tokens stand?"
     return 'position_ids' in inspect.signature(self.body.forward).parameters
 
+<<<<<<< HEAD
+=======
+# %% ../nbs/01_lm.ipynb #c4ef5b6f
+def _numbers(config): return {abs(v) for v in vars(config).values() if isinstance(v, float) and v} | {1/abs(v) for v in vars(config).values() if isinstance(v, float) and v}
+
+def _finish(lm):
+    "What the model does with its head's output: (factor, cap or None)"
+    g = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, lm.embed.weight.shape[0], (1, 8), generator=g).to(lm.device)
+    def no(): raise InputError(f"{lm.name} ({lm.family}) does something between its decoder and its logits that this library does not know: logits would be wrong")
+    try:
+        with torch.no_grad(): raw, out = lm.head(lm.body(input_ids=ids).last_hidden_state).float(), lm.model(input_ids=ids).logits.float()
+    except (RuntimeError, AttributeError, TypeError): no()
+    n = min(raw.shape[-1], out.shape[-1]); raw, out = raw[..., :n].flatten(), out[..., :n].flatten()
+    ok = (raw.abs() < 1e4) & (out.abs() < 1e4); raw, out = raw[ok], out[ok] # padding of a vocabulary may be masked
+    tol = (1e-4 if lm.dtype == torch.float32 else 3e-2)*out.abs().max().clamp(min=1e-6)
+    near = lambda x: bool((x - out).abs().max() < tol)
+    def factor(to): # the least-squares one, or a number of the configuration if that is what it is
+        s = float((to.double() @ raw.double())/(raw.double() @ raw.double()).clamp(min=1e-30))
+        return next((v for v in sorted(_numbers(lm.text_config)) if abs(v - s) < 2e-3*abs(s)), s)
+    if near(raw): return 1., None
+    if near(factor(out)*raw): return factor(out), None
+    for cap in sorted(_numbers(lm.text_config), reverse=True):
+        if out.abs().max() > cap*1.001: continue
+        s = factor(cap*torch.atanh((out/cap).clamp(-.999999, .999999)))
+        for s in (1., s):
+            if near(cap*torch.tanh(s*raw/cap)): return s, cap
+    no()
+
+# %% ../nbs/01_lm.ipynb #5bba3f91
+@patch
+def logits(self:LM, hidden # `[..., width]`, hidden states of the decoder
+          ):               # `[..., vocabulary]`, fp32
+    "The logits that the model itself gives for these hidden states"
+    if '_finish' not in vars(self): self._finish = _finish(self)
+    (scale, cap), x = self._finish, self.head(hidden).float()
+    if scale != 1: x = x*scale
+    return x if cap is None else cap*torch.tanh(x/cap)
+
+@patch
+def measured(self:LM)->LM:
+    "Itself, with everything measured that is measured once: for callers who then put hooks on the model"
+    self.sizes
+    if '_finish' not in vars(self): self._finish = _finish(self)
+    return self
+
+>>>>>>> 3911d23 (What a model keeps is measured by reading on behind it, so hybrids, compressed caches and models that count slots are refused or told apart)
 # %% ../nbs/01_lm.ipynb #5683c78f
 def sliding_window(config)->int: # or None
     "Width of the narrowest sliding attention of a model, None if all its attention is full"
