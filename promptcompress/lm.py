@@ -73,118 +73,39 @@ class LM:
         "Move the model"
         self.model.to(device); return self
 
-# %% ../nbs/01_lm.ipynb #8281c3e9
-def _declared(config):
-    "Sizes as a configuration has them"
-    heads = config.num_attention_heads
-    return dict(layers=config.num_hidden_layers, kv_heads=getattr(config, 'num_key_value_heads', None) or heads,
-                head_dim=getattr(config, 'head_dim', None) or config.hidden_size//heads)
-
-def _measured(lm):
-    "Sizes of the cache after two tokens"
-    def no(why): raise InputError(f"{lm.name} ({lm.family}) {why}, so there is no KV prefix for it: use a model with plain attention in every layer")
-    ids = torch.zeros(1, 2, dtype=torch.long, device=lm.device)
-    try:
-        with torch.no_grad(): cache = getattr(lm.body(input_ids=ids, use_cache=True), 'past_key_values', None)
-        layers = [(K, V) for K,V,*_ in cache] if cache is not None else []
-    except Exception as e: no(f"does not keep keys and values that can be read ({type(e).__name__})")
-    if not layers or any(not isinstance(t, torch.Tensor) or t.ndim != 4 or t.shape[2] != 2 for KV in layers for t in KV):
-        no('does not keep keys and values of every token in every layer')
-    shapes = {(K.shape[1], K.shape[3], V.shape[1], V.shape[3]) for K,V in layers}
-    if len(shapes) > 1 or any((h, d) != (vh, vd) for h,d,vh,vd in shapes): no('keeps keys and values of different sizes')
-    (heads, dim, *_), = shapes
-    return dict(layers=len(layers), kv_heads=heads, head_dim=dim)
-
-@patch(as_prop=True)
-def sizes(self:LM)->dict: # layers, kv_heads, head_dim
-    "What the model's cache holds of every token"
-    if any(p.is_meta for p in self.model.parameters()): return _declared(self.text_config) # some of it is still to be loaded
-    if not getattr(self.model, 'kv_sizes', None): self.model.kv_sizes = _measured(self) # a copy of the model takes it along
-    return self.model.kv_sizes
+# %% ../nbs/01_lm.ipynb #98103724
+@patch
+def _pass(self:LM, input_ids=None, mask=None, positions=None, cache=None, inputs_embeds=None, use_cache=True): # As in `run`
+    x = dict(input_ids=input_ids) if inputs_embeds is None else dict(inputs_embeds=inputs_embeds)
+    return self.body(**x, **self.placed(mask, positions), attention_mask=mask.long(), past_key_values=cache, use_cache=use_cache)
 
 @patch
-def measured(self:LM)->LM:
-    "Itself, with everything measured that is measured once, before anybody hooks into the model; a copy of it takes that along"
-    self.sizes
-    try: self.finish
-    except InputError: pass # said by whoever wants logits
-    return self
-
-# %% ../nbs/01_lm.ipynb #c4ef5b6f
-def _numbers(config): return {abs(v) for v in vars(config).values() if isinstance(v, float) and v} | {1/abs(v) for v in vars(config).values() if isinstance(v, float) and v}
-
-def _finish(lm):
-    "What the model does with its head's output: (factor, cap or None)"
-    g = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, lm.embed.weight.shape[0], (1, 8), generator=g).to(lm.device)
-    with torch.no_grad():
-        hidden = lm.body(input_ids=ids).last_hidden_state
-        raw, out = lm.head(hidden).float(), lm.model(input_ids=ids).logits.float()
-    n = min(raw.shape[-1], out.shape[-1]); raw, out = raw[..., :n].flatten(), out[..., :n].flatten()
-    ok = (raw.abs() < 1e4) & (out.abs() < 1e4); raw, out = raw[ok], out[ok] # padding of a vocabulary may be masked
-    tol = (1e-4 if lm.dtype == torch.float32 else 3e-2)*out.abs().max().clamp(min=1e-6)
-    near = lambda x: bool((x - out).abs().max() < tol)
-    def factor(to): # the least-squares one, or a number of the configuration if that is what it is
-        s = float((to.double() @ raw.double())/(raw.double() @ raw.double()).clamp(min=1e-30))
-        return next((v for v in sorted(_numbers(lm.text_config)) if abs(v - s) < 2e-3*abs(s)), s)
-    if near(raw): return 1., None
-    if near(factor(out)*raw): return factor(out), None
-    for cap in sorted(_numbers(lm.text_config), reverse=True):
-        if out.abs().max() > cap*1.001: continue
-        s = factor(cap*torch.atanh((out/cap).clamp(-.999999, .999999)))
-        for s in (1., s):
-            if near(cap*torch.tanh(s*raw/cap)): return s, cap
-    raise InputError(f"{lm.name} ({lm.family}) does something behind its output head that this library does not know: logits would be wrong")
-
-# %% ../nbs/01_lm.ipynb #5bba3f91
-@patch(as_prop=True)
-def finish(self:LM)->tuple: # factor, cap or None
-    "What the model does behind its output head"
-    if not getattr(self.model, 'kv_finish', None): self.model.kv_finish = _finish(self)
-    return self.model.kv_finish
+def run(self:LM, input_ids=None,    # `[batch, tokens]`
+        mask=None,                  # `[batch, slots + tokens]`, over cache and tokens
+        positions=None,             # `[batch, tokens]`
+        cache=None,                 # A transformers cache, filled on; None to begin with an empty one
+        inputs_embeds=None,         # `[batch, tokens, width]`, instead of ids
+        use_cache=True):
+    "One pass of the decoder: its output has `last_hidden_state` and, with `use_cache`, `past_key_values`"
+    self.sizes # refuses a model that keeps no keys and values
+    if use_cache and cache is None: cache = DynamicCache()
+    return self._pass(input_ids, mask, positions, cache, inputs_embeds, use_cache)
 
 @patch
-def logits(self:LM, hidden # `[..., width]`, hidden states of the decoder
-          ):               # `[..., vocabulary]`, fp32
-    "The logits that the model itself gives for these hidden states"
-    (scale, cap), x = self.finish, self.head(hidden).float()
-    if scale != 1: x = x*scale
-    return x if cap is None else cap*torch.tanh(x/cap)
+def placed(self:LM, mask, positions)->dict: # As in `run`
+    "What tells the model where its new tokens stand"
+    if getattr(self.model, 'kv_pads', True) is False and bool((mask.long().diff(dim=1) > 0).any()):
+        raise InputError(f"{self.family} takes the number of a slot for its position, so a batch can't be padded in front: read rows of one length, or one at a time")
+    if self.takes_positions: return dict(position_ids=positions)
+    n = positions.shape[1]
+    if not bool((((mask.long().cumsum(1) - 1)[:,-n:] == positions) | (mask[:,-n:] == 0)).all()):
+        raise InputError(f"{self.family} counts positions by itself, so nothing can stand at others than the next ones: use plain reading, or a model with positions")
+    return {}
 
-# %% ../nbs/01_lm.ipynb #3ba71400
-_SIZE = dict(vocab_size=260, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=256,
-             initializer_range=.15, bos_token_id=0, eos_token_id=1, pad_token_id=2)
-_GQA = dict(_SIZE, num_key_value_heads=2)
-FAMILIES = dict( # name -> (config class, model class, arguments)
-    llama=(LlamaConfig, LlamaForCausalLM, _GQA),
-    qwen3=(Qwen3Config, Qwen3ForCausalLM, dict(_GQA, head_dim=24)),
-    mistral=(MistralConfig, MistralForCausalLM, dict(_GQA, sliding_window=None)),
-    phi3=(Phi3Config, Phi3ForCausalLM, dict(_GQA, original_max_position_embeddings=256)),
-    gpt_neox=(GPTNeoXConfig, GPTNeoXForCausalLM, _SIZE),
-    opt=(OPTConfig, OPTForCausalLM, dict(_SIZE, ffn_dim=96, word_embed_proj_dim=64, init_std=.15)),
-    gpt2=(GPT2Config, GPT2LMHeadModel, dict(vocab_size=260, n_embd=64, n_layer=3, n_head=4, n_positions=256, initializer_range=.15, bos_token_id=0, eos_token_id=1, pad_token_id=2)))
-
-def byte_tokenizer()->PreTrainedTokenizerFast:
-    "A tokenizer with one token per byte and the special tokens <s>, </s>, <pad>"
-    special = ['<s>','</s>','<pad>']
-    tok = Tokenizer(models.BPE(vocab={t: i for i,t in enumerate(special + sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[]))
-    tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False), decoders.ByteLevel()
-    tok.add_special_tokens(special)
-    return PreTrainedTokenizerFast(tokenizer_object=tok, bos_token='<s>', eos_token='</s>', pad_token='<pad>', clean_up_tokenization_spaces=False)
-
-def tiny_lm(family='llama', # One of `FAMILIES`
-            seed=0,         # Seed of the random weights
-            **config,       # Overrides of the model's configuration
-           )->LM:
-    "A random model of `family` with some 100,000 parameters, fp32 on the CPU, for tests"
-    if family not in FAMILIES: raise InputError(f"No tiny model of family '{family}': choose one of {', '.join(FAMILIES)}")
-    cfg_cls, model_cls, kw = FAMILIES[family]
-    with torch.random.fork_rng(): # the caller's random state is left alone
-        torch.manual_seed(seed)
-<<<<<<< HEAD
-        return LM(model_cls(cfg_cls(**(kw | config))).to(torch.float32), byte_tokenizer(), f'tiny-{family}').measured()
-=======
-        return LM(model_cls(cfg_cls(**(kw | config))).to(torch.float32), byte_tokenizer(), f'tiny-{family}')
+@patch(as_prop=True)
+def takes_positions(self:LM)->bool:
+    "Can the model be told where tokens stand?"
+    return 'position_ids' in inspect.signature(self.body.forward).parameters
 
 # %% ../nbs/01_lm.ipynb #8281c3e9
 def _declared(config):
@@ -235,54 +156,25 @@ def _measured(lm):
 @patch(as_prop=True)
 def sizes(self:LM)->dict: # layers, kv_heads, head_dim
     "What the model's cache holds of every token"
-    if '_sizes' in vars(self): return self._sizes
+    if getattr(self.model, 'kv_sizes', None): return self.model.kv_sizes
     if any(p.is_meta for p in self.model.parameters()): return _declared(self.text_config) # some of it is still to be loaded
-    with torch.no_grad(): self._sizes, self._pads = _measured(self)
-    return self._sizes
->>>>>>> 3911d23 (What a model keeps is measured by reading on behind it, so hybrids, compressed caches and models that count slots are refused or told apart)
+    with torch.no_grad(): self.model.kv_sizes, self.model.kv_pads = _measured(self) # a copy of the model takes it along
+    return self.model.kv_sizes
 
 @patch(as_prop=True)
 def pads(self:LM)->bool:
     "Can rows of a batch be padded in front? Some models take the number of a slot for its position, whatever the mask says"
     self.sizes
-    return getattr(self, '_pads', True)
-
-# %% ../nbs/01_lm.ipynb #98103724
-@patch
-def _pass(self:LM, input_ids=None, mask=None, positions=None, cache=None, inputs_embeds=None, use_cache=True): # As in `run`
-    x = dict(input_ids=input_ids) if inputs_embeds is None else dict(inputs_embeds=inputs_embeds)
-    return self.body(**x, **self.placed(mask, positions), attention_mask=mask.long(), past_key_values=cache, use_cache=use_cache)
+    return getattr(self.model, 'kv_pads', True)
 
 @patch
-def run(self:LM, input_ids=None,    # `[batch, tokens]`
-        mask=None,                  # `[batch, slots + tokens]`, over cache and tokens
-        positions=None,             # `[batch, tokens]`
-        cache=None,                 # A transformers cache, filled on; None to begin with an empty one
-        inputs_embeds=None,         # `[batch, tokens, width]`, instead of ids
-        use_cache=True):
-    "One pass of the decoder: its output has `last_hidden_state` and, with `use_cache`, `past_key_values`"
-    self.sizes # refuses a model that keeps no keys and values
-    if use_cache and cache is None: cache = DynamicCache()
-    return self._pass(input_ids, mask, positions, cache, inputs_embeds, use_cache)
+def measured(self:LM)->LM:
+    "Itself, with everything measured that is measured once, before anybody hooks into the model; a copy of it takes that along"
+    self.sizes
+    try: self.finish
+    except InputError: pass # said by whoever wants logits
+    return self
 
-@patch
-def placed(self:LM, mask, positions)->dict: # As in `run`
-    "What tells the model where its new tokens stand"
-    if getattr(self, '_pads', True) is False and bool((mask.long().diff(dim=1) > 0).any()):
-        raise InputError(f"{self.family} takes the number of a slot for its position, so a batch can't be padded in front: read rows of one length, or one at a time")
-    if self.takes_positions: return dict(position_ids=positions)
-    n = positions.shape[1]
-    if not bool((((mask.long().cumsum(1) - 1)[:,-n:] == positions) | (mask[:,-n:] == 0)).all()):
-        raise InputError(f"{self.family} counts positions by itself, so nothing can stand at others than the next ones: use plain reading, or a model with positions")
-    return {}
-
-@patch(as_prop=True)
-def takes_positions(self:LM)->bool:
-    "Can the model be told where tokens stand?"
-    return 'position_ids' in inspect.signature(self.body.forward).parameters
-
-<<<<<<< HEAD
-=======
 # %% ../nbs/01_lm.ipynb #c4ef5b6f
 def _numbers(config): return {abs(v) for v in vars(config).values() if isinstance(v, float) and v} | {1/abs(v) for v in vars(config).values() if isinstance(v, float) and v}
 
@@ -311,23 +203,52 @@ def _finish(lm):
     no()
 
 # %% ../nbs/01_lm.ipynb #5bba3f91
+@patch(as_prop=True)
+def finish(self:LM)->tuple: # factor, cap or None
+    "What the model does behind its output head"
+    if not getattr(self.model, 'kv_finish', None): self.model.kv_finish = _finish(self)
+    return self.model.kv_finish
+
 @patch
 def logits(self:LM, hidden # `[..., width]`, hidden states of the decoder
           ):               # `[..., vocabulary]`, fp32
     "The logits that the model itself gives for these hidden states"
-    if '_finish' not in vars(self): self._finish = _finish(self)
-    (scale, cap), x = self._finish, self.head(hidden).float()
+    (scale, cap), x = self.finish, self.head(hidden).float()
     if scale != 1: x = x*scale
     return x if cap is None else cap*torch.tanh(x/cap)
 
-@patch
-def measured(self:LM)->LM:
-    "Itself, with everything measured that is measured once: for callers who then put hooks on the model"
-    self.sizes
-    if '_finish' not in vars(self): self._finish = _finish(self)
-    return self
+# %% ../nbs/01_lm.ipynb #3ba71400
+_SIZE = dict(vocab_size=260, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=256,
+             initializer_range=.15, bos_token_id=0, eos_token_id=1, pad_token_id=2)
+_GQA = dict(_SIZE, num_key_value_heads=2)
+FAMILIES = dict( # name -> (config class, model class, arguments)
+    llama=(LlamaConfig, LlamaForCausalLM, _GQA),
+    qwen3=(Qwen3Config, Qwen3ForCausalLM, dict(_GQA, head_dim=24)),
+    mistral=(MistralConfig, MistralForCausalLM, dict(_GQA, sliding_window=None)),
+    phi3=(Phi3Config, Phi3ForCausalLM, dict(_GQA, original_max_position_embeddings=256)),
+    gpt_neox=(GPTNeoXConfig, GPTNeoXForCausalLM, _SIZE),
+    opt=(OPTConfig, OPTForCausalLM, dict(_SIZE, ffn_dim=96, word_embed_proj_dim=64, init_std=.15)),
+    gpt2=(GPT2Config, GPT2LMHeadModel, dict(vocab_size=260, n_embd=64, n_layer=3, n_head=4, n_positions=256, initializer_range=.15, bos_token_id=0, eos_token_id=1, pad_token_id=2)))
 
->>>>>>> 3911d23 (What a model keeps is measured by reading on behind it, so hybrids, compressed caches and models that count slots are refused or told apart)
+def byte_tokenizer()->PreTrainedTokenizerFast:
+    "A tokenizer with one token per byte and the special tokens <s>, </s>, <pad>"
+    special = ['<s>','</s>','<pad>']
+    tok = Tokenizer(models.BPE(vocab={t: i for i,t in enumerate(special + sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[]))
+    tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False), decoders.ByteLevel()
+    tok.add_special_tokens(special)
+    return PreTrainedTokenizerFast(tokenizer_object=tok, bos_token='<s>', eos_token='</s>', pad_token='<pad>', clean_up_tokenization_spaces=False)
+
+def tiny_lm(family='llama', # One of `FAMILIES`
+            seed=0,         # Seed of the random weights
+            **config,       # Overrides of the model's configuration
+           )->LM:
+    "A random model of `family` with some 100,000 parameters, fp32 on the CPU, for tests"
+    if family not in FAMILIES: raise InputError(f"No tiny model of family '{family}': choose one of {', '.join(FAMILIES)}")
+    cfg_cls, model_cls, kw = FAMILIES[family]
+    with torch.random.fork_rng(): # the caller's random state is left alone
+        torch.manual_seed(seed)
+        return LM(model_cls(cfg_cls(**(kw | config))).to(torch.float32), byte_tokenizer(), f'tiny-{family}').measured()
+
 # %% ../nbs/01_lm.ipynb #5683c78f
 def sliding_window(config)->int: # or None
     "Width of the narrowest sliding attention of a model, None if all its attention is full"
