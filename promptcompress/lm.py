@@ -49,14 +49,6 @@ class LM:
     text_config = property(lambda self: self.config.get_text_config(decoder=True)) # of a multimodal model, its language model's
     device = property(lambda self: self.model.device)
     dtype = property(lambda self: self.model.dtype)
-    @property
-    def body(self):
-        "The decoder without its output head"
-        inner = self.model.base_model if self.text_config is self.config else self.model.get_decoder() # of a multimodal model, its language model
-        for _ in range(3): # some language models within others bring a head
-            if not hasattr(inner, 'get_output_embeddings') or inner.get_output_embeddings() is None: break
-            inner = inner.base_model if inner.base_model is not inner else getattr(inner, 'model', inner)
-        return inner
     head = property(lambda self: self.model.get_output_embeddings())    # hidden states -> logits
     embed = property(lambda self: self.model.get_input_embeddings())    # ids -> embeddings
     family = property(lambda self: self.text_config.model_type)
@@ -73,10 +65,20 @@ class LM:
         "Move the model"
         self.model.to(device); return self
 
+# %% ../nbs/01_lm.ipynb #f81a706f
+@patch(as_prop=True)
+def body(self:LM):
+    "The decoder without its output head"
+    inner = self.model.base_model if self.text_config is self.config else self.model.get_decoder() # of a multimodal model, its language model
+    for _ in range(3): # some language models within others bring a head
+        if not hasattr(inner, 'get_output_embeddings') or inner.get_output_embeddings() is None: break
+        inner = inner.base_model if inner.base_model is not inner else getattr(inner, 'model', inner)
+    return inner
+
 # %% ../nbs/01_lm.ipynb #98103724
 @patch
 def _pass(self:LM, input_ids=None, mask=None, positions=None, cache=None, inputs_embeds=None, use_cache=True): # As in `run`
-    x = dict(input_ids=input_ids) if inputs_embeds is None else dict(inputs_embeds=inputs_embeds)
+    x = dict(input_ids=input_ids) if inputs_embeds is None else dict(inputs_embeds=inputs_embeds.clone() if inputs_embeds.requires_grad else inputs_embeds) # some families scale them in place
     return self.body(**x, **self.placed(mask, positions), attention_mask=mask.long(), past_key_values=cache, use_cache=use_cache)
 
 @patch

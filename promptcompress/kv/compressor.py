@@ -80,7 +80,8 @@ _QV = ('q_proj','v_proj','query_key_value','qkv_proj','c_attn') # separate or fu
 def lora_targets(body:nn.Module, targets='all' # 'all' or 'qv'
                 )->list:
     "Names of the linear layers that get LoRA"
-    names = [n for n,m in body.named_modules() if isinstance(m, (nn.Linear, Conv1D))]
+    def plain(m): return isinstance(m, (nn.Linear, Conv1D)) and (hasattr(m, 'qweight') or type(m).forward in (nn.Linear.forward, Conv1D.forward))
+    names = [n for n,m in body.named_modules() if plain(m)] # a router may be a linear layer whose forward gives more than a product
     if targets == 'qv': names = [n for n in names if n.split('.')[-1] in _QV]
     if not names: raise InputError(f"Found no linear layer for LoRA in {type(body).__name__}: targets='all' takes every nn.Linear")
     return names
