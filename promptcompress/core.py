@@ -6,8 +6,8 @@ Docs: https://promptcompress.github.io/promptcompress/core.html.md"""
 
 # %% auto #0
 __all__ = ['PromptCompressError', 'InputError', 'StateError', 'need', 'seed_everything', 'pick_device', 'named_dtype',
-           'cpu_has_bf16', 'pick_dtype', 'format_cost', 'atomic_write', 'new_folder', 'write_json', 'read_json',
-           'tensors_checksum', 'save_tensors', 'load_tensors', 'release_memory', 'progress', 'run_info',
+           'cpu_has_bf16', 'pick_dtype', 'format_cost', 'atomic_write', 'new_folder', 'open_modes', 'write_json',
+           'read_json', 'tensors_checksum', 'save_tensors', 'load_tensors', 'release_memory', 'progress', 'run_info',
            'append_result']
 
 # %% ../nbs/00_core.ipynb #a4264034
@@ -106,6 +106,7 @@ def atomic_write(path # Where the finished file shall be
                 ):
     "Yield a temporary path beside `path`; rename it over `path` if the block succeeds, remove it if not"
     path = Path(path)
+    if path.is_dir(): raise InputError(f"{path} is a folder: give the name of a file in it")
     path.parent.mkdir(parents=True, exist_ok=True)
     fd, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp')
     os.close(fd); tmp = Path(name)
@@ -124,6 +125,13 @@ def new_folder(path # A folder to write to
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"{path} exists and is not empty{'' if path.is_dir() else ' (it is a file)'}: give another folder, or remove it first")
     return path
+
+def open_modes(folder # A folder that was just made
+              )->Path:
+    "Give a folder and what is in it the modes that the user's umask asks for: temporary ones are made private"
+    mask = os.umask(0); os.umask(mask)
+    for p in (Path(folder), *Path(folder).rglob('*')): os.chmod(p, (0o777 if p.is_dir() else 0o666) & ~mask)
+    return Path(folder)
 
 # %% ../nbs/00_core.ipynb #8feded4c
 def write_json(path, # File to write

@@ -45,6 +45,7 @@ class Recipe:
     damp: float = .01           # Added to the diagonal of the Hessian, relative to its mean
     true_sequential: bool = False # Calibrate each layer of a block behind the compressed ones before it
     block: int = 128            # Columns between two updates of the rest of the matrix
+    keep_zeros: bool = True     # Do weights that come in as zeros stay so? Then a pruned model keeps its zeros, and their pattern, when it is quantised later
 
     def __post_init__(self): _check(self)
     fraction = property(lambda self: parse_sparsity(self.sparsity)[0])

@@ -10,13 +10,14 @@ __all__ = ['read_into', 'lazy_lm', 'shrink']
 # %% ../../nbs/34_weights.shrink.ipynb #defa04ad
 import shutil
 from pathlib import Path
+import torch
 from accelerate import init_empty_weights
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from ..core import InputError, new_folder, pick_dtype, write_json
-from ..lm import LM, pocket_folder
+from ..lm import LM, model_name, model_place
 from .recipe import Recipe
-from .store import read_tensors, save_dense, save_gptq, tensor_files
+from .store import read_tensors, save_dense, save_gptq, stored_dtype, tensor_files, untie
 from .walk import blocks, compress_weights
 
 # %% ../../nbs/34_weights.shrink.ipynb #b2f449fb
@@ -32,27 +33,31 @@ def read_into(module, prefix, # Any part of a model, and what its name there beg
 
 # %% ../../nbs/34_weights.shrink.ipynb #a257ce95
 def lazy_lm(folder,     # A local folder with config.json, safetensors and a tokenizer
-            dtype=None, # As in `load_lm`, on the CPU
+            dtype=None, # To compute in, as in `load_lm`; float32 if None: statistics of 16 bits are worth less than the hour they save
            )->tuple:    # (LM whose blocks have no memory, load(i, block))
     "Open a model whose blocks are read one at a time"
-    folder, dtype = Path(folder), pick_dtype('cpu', dtype)
+    folder, dtype = Path(folder), pick_dtype('cpu', dtype or 'float32')
     try: config, tokenizer = (c.from_pretrained(str(folder), local_files_only=True) for c in (AutoConfig, AutoTokenizer))
     except (OSError, ValueError) as e: raise InputError(f"Can't open a language model at '{folder}': {str(e).splitlines()[0]}") from None
     if getattr(config, 'quantization_config', None): raise InputError(f"{folder} is quantised already: start from the original model")
+    source = config.dtype
     with init_empty_weights(include_buffers=False): model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     files = tensor_files(folder, model.base_model_prefix)
-    lm = LM(model, tokenizer, str(folder))
+    if untie(model, files):
+        with init_empty_weights(include_buffers=False): model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    lm = LM(model, tokenizer, folder.name)
+    lm.stored_dtype = torch.bfloat16 if (folder/'source.json').exists() else source or stored_dtype(files) # what came in few bits, as from GGUF, goes on in 16
     name, stack = blocks(lm)
     def outside(module, prefix):
         for n, m in module.named_children():
             if prefix + n != name: outside(m, f'{prefix}{n}.')
         own_ = {n for n,p in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)) if p.is_meta}
-        if own_ and not (module is model.get_output_embeddings() and config.tie_word_embeddings): read_into(module, prefix, files, dtype, folder)
+        if own_ and not (module is model.get_output_embeddings() and model.config.tie_word_embeddings): read_into(module, prefix, files, dtype, folder)
     outside(model, ''); model.tie_weights()
     return lm, lambda i, block: read_into(block, f'{name}.{i}.', files, dtype, folder)
 
 # %% ../../nbs/34_weights.shrink.ipynb #93bf34df
-def shrink(model,          # 'pocket', a folder, or a Hub id
+def shrink(model,          # As in `load_lm`: 'smollm2', 'pocket', a folder, a .gguf file, or a Hub id
            recipe:Recipe, calibration, out, # As in `compress_weights`; folder to make
            resume=False,   # Go on with the blocks of a run that was killed
            dtype=None,     # To compute in, as in `load_lm`
@@ -61,17 +66,16 @@ def shrink(model,          # 'pocket', a folder, or a Hub id
           )->tuple:        # (report, what `opens_with` says; None for a model that is only pruned)
     "Compress a model from its folder into another"
     out = new_folder(out)
-    folder = pocket_folder() if str(model) == 'pocket' else Path(model)
-    if not folder.exists():
-        if str(model).count('/') != 1: raise InputError(f"There is no model at '{model}': give 'pocket', a folder with config.json, or a Hub id like 'owner/name'")
-        folder = Path(snapshot_download(str(model), allow_patterns=['*.json','*.safetensors','*.model','*.txt']))
+    folder = Path(model_place(model))
+    if not folder.exists(): folder = Path(snapshot_download(str(model), allow_patterns=['*.json','*.safetensors','*.model','*.txt']))
     work = out.parent/f'.{out.name}.blocks'
     if work.exists() and not resume: raise InputError(f"An earlier run for {out} was not finished: go on with resume=True (--resume), or remove {work}")
     lm, load = lazy_lm(folder, dtype)
-    lm.name = str(model)
+    lm.name = model_name(model)
     small = compress_weights(lm, recipe, calibration, work=work, resume=resume, load=load, inplace=True, **options)
-    stored = getattr(small.config, 'dtype', None) or small.dtype # what is not packed stays in the precision it came in
+    stored = small.stored_dtype # what is not packed stays in the precision it came in
     opens = save_gptq(small, out, checkpoint_format, stored) if recipe.bits else save_dense(small, out, stored)
-    write_json(out/'compression.json', dict(model=str(model), opens_with=opens, **small.report.as_dict()))
+    small.report.count(sum(f.stat().st_size for f in out.glob('*.safetensors')))
+    write_json(out/'compression.json', dict(model=model_name(model), opens_with=opens, **small.report.as_dict()))
     shutil.rmtree(work)
     return small.report, opens

@@ -65,12 +65,14 @@ class Sweep:
     def __init__(self, W, L, recipe:Recipe, # L: Cholesky factor in that order
                  parts=None,     # Rows of each layer in the stack
                  grid=None,      # Grid of the *unpermuted* columns, if quantised
-                 group_of=None): # `[columns]`: the grid's group of each column of W
+                 group_of=None,  # `[columns]`: the grid's group of each column of W
+                 held=None):     # True: a zero that stays
         self.W, self.L, self.recipe, self.grid, self.group_of = W, L, recipe, grid, group_of
         self.parts, self.l, self.m = parts or [W.shape[1]], L.diagonal(), recipe.pattern[1]
         self.D, self.terms = torch.zeros_like(W), torch.zeros_like(W[0]) # W - Q; the sum of squares, per row
         self.codes = torch.empty_like(W, dtype=torch.uint8) if grid else None
-        self.mask = torch.zeros_like(W, dtype=torch.bool) if recipe.fraction else None # True: pruned
+        self.held = held if held is not None and held.any() else None
+        self.mask = (torch.zeros_like(W, dtype=torch.bool) if recipe.fraction else None) if self.held is None else self.held.clone() # True: pruned
 
     def rounded(self, t, i, j):
         "Columns `i:j` on their grid"
@@ -79,11 +81,13 @@ class Sweep:
     def prune(self, t, i, j, counts):
         "Choose what goes among columns `i:j`, which should be `t`: the cheapest of each layer"
         s = saliency(t, self.l[i:j], self.rounded(t, i, j) if self.grid else None)
-        self.mask[i:j] = torch.cat([smallest(p, n) for p, n in zip(s.split(self.parts, 1), counts)], 1)
+        if self.held is not None: s = s.masked_fill(self.held[i:j], -1.) # they go first
+        self.mask[i:j] |= torch.cat([smallest(p, n) for p, n in zip(s.split(self.parts, 1), counts)], 1)
 
     def prune_group(self, t, i, j):
         "Choose what goes among `m` neighbouring columns: in every row the cheapest `m - n`"
         s = saliency(t, self.l[i:j], self.rounded(t, i, j) if self.grid else None)
+        if self.held is not None: s = s.masked_fill(self.held[i:j], -1.)
         n = self.recipe.pattern[0]
         self.mask[i:j].scatter_(0, s.topk(self.m - n, 0, largest=False)[1], True)
 
@@ -98,7 +102,7 @@ def _run(self, small=32):
     "Decide all columns"
     K, B, m = len(self.W), self.recipe.block, self.m
     small = min(B, m*-(-small//m) if m else small)
-    counts = block_counts(self.W, self.l, self.recipe, self.parts) if self.mask is not None and not m else None
+    counts = block_counts(self.W, self.l, self.recipe, self.parts) if self.recipe.fraction and not m else None
     for i in reversed(range(0, K, B)):
         j = min(i + B, K)
         M = torch.linalg.solve_triangular(self.L[i:j,i:j], torch.eye(j - i, device=self.W.device), upper=False)
@@ -189,7 +193,7 @@ def _check_matrix(W, recipe, name):
     if not torch.isfinite(W).all(): raise InputError(f"The weights of {name} are not finite: load the model again, or in a dtype with more range (bf16, fp32)")
     if (m := recipe.pattern[1]) and W.shape[1]%m: raise InputError(f"{name} has {W.shape[1]} inputs, which is no multiple of {m}: sparsity '{recipe.sparsity}' is impossible there; use a fraction")
 
-def _best_sweep(W, H, recipe, parts, grid):
+def _best_sweep(W, H, recipe, parts, grid, held=None):
     "The sweep of least error over the orders to try: (sweep, order, name, damp), or Nones if there is no factor"
     best = None, None, None, 1.
     for name, order in orders(H, recipe).items():
@@ -197,7 +201,7 @@ def _best_sweep(W, H, recipe, parts, grid):
         L, damp = factor(H, order, recipe.damp)
         if L is None: continue
         group_of = order//grid.group if grid else None
-        s = Sweep(W[order], L, recipe, parts, grid, group_of).run()
+        s = Sweep(W[order], L, recipe, parts, grid, group_of, None if held is None else held[order]).run()
         s.L = s.l = s.D = L = None # large, and not needed any more
         if best[0] is None or s.terms.sum() < best[0].terms.sum(): best = s, order, name, damp
     return best
@@ -218,7 +222,8 @@ def solve(W,             # `[out, in]`: one matrix, or several that share an inp
     if dead is not None and dead.any(): W[dead] = 0.
     grid = find_grid(W, recipe, H.diagonal() if recipe.search else None) if recipe.bits else None
     release_memory()
-    sweep, order, how, damp = _best_sweep(W, H, recipe, parts, grid) if recipe.method == 'obs' else (None, None, None, 0.)
+    held = W == 0 if recipe.keep_zeros else None
+    sweep, order, how, damp = _best_sweep(W, H, recipe, parts, grid, held) if recipe.method == 'obs' else (None, None, None, 0.)
     if sweep is None: (Q, codes), how = _uncompensated(W, H, recipe, parts, grid), 'none'
     else:
         back, codes = order.argsort(), None
