@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from .core import InputError, need
-from .data import (QA, Text, csv_rows, cut, encodable, existing_file, file_lines, file_texts, first_n, is_parquet, json_records, nonempty, read_qa,
+from .data import (QA, Text, brief, csv_rows, cut, encodable, existing_file, file_lines, file_texts, first_n, gate, gated, is_parquet, json_records, nonempty, read_qa,
                                  read_texts, record_date, record_field, source_items, table_records, text_record)
 from .leakage import worst_day
 
@@ -41,7 +41,9 @@ class Choice:
 # %% ../nbs/05_corpora.ipynb #0c0fbdb6
 def wikihow_clean(s:str)->str:
     "HellaSwag's text without WikiHow's marks, as lm-evaluation-harness removes them"
-    return re.sub(r'\[.*?\]', '', s.strip().replace(' [title]', '. ')).replace('  ', ' ')
+    s = s.strip().replace(' [title]', '. ')
+    end = s.rfind(']') + 1 # behind it no bracket closes, and looking for one from each that opens takes long
+    return (re.sub(r'\[.*?\]', '', s[:end]) + s[end:]).replace('  ', ' ')
 
 def _label(value, names, where):
     "Index that `value` means: a number, or one of `names`"
@@ -99,7 +101,7 @@ def choice_record(rec,            # A `Choice`, or a dict in one of the layouts
     if kind is not None and kind not in KINDS: raise InputError(f"kind is '{kind}': choose one of {list(KINDS)}")
     kind = kind or next((k for k,(fields,_) in KINDS.items() if any(f <= set(rec) for f in fields)), None)
     if kind is None or not any(f <= set(rec) for f in KINDS[kind][0]):
-        raise InputError(f"{where}: the fields {list(rec)[:12]} are not those of {'a multiple-choice item' if kind is None else kind}; known are "
+        raise InputError(f"{where}: the fields {brief(list(rec)[:12])} are not those of {'a multiple-choice item' if kind is None else kind}; known are "
                          + '; '.join(f'{k}: {sorted(f)}' for k,(fs,_) in KINDS.items() for f in fs if kind in (None, k)))
     prompt, choices, label = KINDS[kind][1](rec, where)
     key = ':'.join(str(rec[k]) for k in ('id','source_id','ind') if rec.get(k) is not None) or id
@@ -117,7 +119,7 @@ def csv_records(path): # Yields (where, dict)
             header = not (len(row)==6 and row[5].strip() in LETTERS[:4])
             names = row if header else ['question', *(f'choice{i}' for i in range(4)), 'answer']
             if header: continue
-        if len(row) != len(names): raise InputError(f"{path}, line {line}: {len(row)} columns, expected {len(names)}: {names[:12]}")
+        if len(row) != len(names): raise InputError(f"{path}, line {line}: {len(row)} columns, expected {len(names)}: {brief(names[:12])}")
         yield f'{path}, line {line}', dict(zip(names, row))
 
 def _labelled(path, recs):
@@ -145,13 +147,13 @@ def read_choice(source,         # A path (JSON lines, JSON, CSV, Parquet), a lis
                 name = f'{o.name}.{i}' if o.name in names else o.name # files of the same name in two folders
                 names.add(o.name)
                 recs = nonempty(((where, f'{name}:{j}', r) for j,(where,r) in enumerate(rows)), f"{o} holds no multiple-choice item")
-            for where,id,rec in recs:
-                c = choice_record(rec, where, id, kind, description)
+            for where,id,rec in gated(recs, o if isinstance(o, Path) else f'item {i}'):
+                with gate(where): c = choice_record(rec, where, id, kind, description)
                 if c.id in seen: raise InputError(f"{where}: the id '{c.id}' is already that of {seen[c.id]}: ids must differ")
                 seen[c.id] = where
                 yield c
-    sources = source_items(source)
-    return first_n(nonempty(items(), "the source holds no multiple-choice item"), limit)
+    with gate('the source'): sources = source_items(source)
+    return first_n(nonempty(gated(items(), 'the source'), "the source holds no multiple-choice item"), limit)
 
 # %% ../nbs/05_corpora.ipynb #04fb28b8
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from transformers import AutoTokenizer
 from .core import InputError, StateError, progress
-from .data import QA, cut, json_records, read_texts
+from .data import QA, check_record, cut, gate, gated, is_count, is_text, json_records, read_texts
 from .lm import pocket_folder
 from .qa_writer import ABBREVIATION, REASONS, answer_place, cloze_questions, validate
 
@@ -46,21 +46,21 @@ def question_messages(text, # What to ask about
 
 # %% ../nbs/07_qa_chat.ipynb #6a34f95d
 _json = json.JSONDecoder(strict=False, parse_float=str, parse_int=str)
-_repair = re.compile(r'"(?:\\.|[^"\\])*"|,(?=\s*[\]}])', re.S)
+_repair = re.compile(r'"(?:\\.|[^"\\])*(?:"|\\?\Z)|,(?=\s*[\]}])', re.S) # a string that does not end is taken whole: a search from each mark in it takes long
 _escape = re.compile(r'\\(?:["\\/]|[bfnrt](?![a-z])|u[0-9a-fA-F]{4})|\\') # in strings that need repair, a letter behind \b, \t... says LaTeX
 
 def _repaired(m): return '' if m[0] == ',' else _escape.sub(lambda e: e[0] if len(e[0]) > 1 else r'\\', m[0])
 
-def _json_values(text, tries=200):
-    "The JSON objects and lists in `text`, each repaired if need be"
+def _json_values(text, tries=200, work=1_000_000):
+    "The JSON objects and lists in `text`, each repaired if need be; `work` letters are looked at, all tries together"
     for _ in range(tries):
-        if not (start := re.search(r'[\[{]', text)): return
+        if not (start := re.search(r'[\[{]', text)) or work < 0: return
         text = text[start.start():]
         for fix in (lambda s: s, lambda s: _repair.sub(_repaired, s)):
             try: value, end = _json.raw_decode(fixed := fix(text))
             except (ValueError, RecursionError): continue
             yield value; text = fixed[end:]; break
-        else: text = text[1:]
+        else: text, work = text[1:], work - len(text)
 
 def _objects(value):
     "The objects in lists in `value`; one that only holds a list is that list"
@@ -200,7 +200,7 @@ def _in_order(f, items, workers):
 
 def _unfinished(texts, out, tokenizer, groups):
     "(text cut to its group, tokens, group) of the texts that `out` does not hold; those it holds must be the first"
-    done, seen = (r for _,r in json_records(out) if 'header' not in r), set()
+    done, seen = (check_record(r, _WRITTEN, where) for where,r in gated(json_records(out), out) if 'header' not in r), set()
     for t in texts:
         t = replace(t, id=_whole(t.id), text=_whole(t.text))
         if t.id in seen: raise InputError(f"Two texts have the id {t.id!r}: their questions could not be told apart; give each its own")
@@ -214,12 +214,17 @@ def _unfinished(texts, out, tokenizer, groups):
         raise InputError(f"{out} goes on with {old.get('id')!r} behind the last text that was given: give all texts it was made from")
 
 # %% ../nbs/07_qa_chat.ipynb #fe9d4198
+def _reasons(v): return isinstance(v, Mapping) and all(map(is_count, v.values()))
+def _pairs(v): return isinstance(v, list) and all(isinstance(o, Mapping) and is_text(o.get('question')) for o in v)
+_WRITTEN = {'id': str, 'context': str, 'tokens': is_count, 'asked': is_count, 'calls': is_count, 'qas': _pairs, 'rejected': _reasons, 'failed?': FAILURES.__contains__}
+
 def qa_report(out # A file of `write_qa`
              )->dict: # texts, pairs, asked, calls; rejected and failed by reason
     "Count what is in a file of `write_qa`"
     n, rejected, failed = Counter(texts=0, pairs=0, asked=0, calls=0), Counter(), Counter()
-    for _,r in json_records(out):
+    for where,r in gated(json_records(out), out):
         if 'header' in r: continue
+        check_record(r, _WRITTEN, where)
         n.update(texts=1, pairs=len(r['qas']), asked=r['asked'], calls=r['calls'])
         rejected.update(r['rejected'])
         if 'failed' in r: failed[r['failed']] += 1
@@ -249,7 +254,7 @@ def write_qa(texts,          # Anything `read_texts` takes
     if not groups or groups[0] < 1 or per_96 <= 0 or retries < 0 or workers < 1:
         raise InputError(f"{tokens=}, {per_96=}, {retries=}, {workers=}: all must be above 0 (retries: at least 0)")
     out, tokenizer = Path(out), AutoTokenizer.from_pretrained(pocket_folder()) if tokenizer is None else tokenizer
-    _begin(out, _settings(chat, tokenizer, groups, per_96, retries, seed))
+    with gate(out): _begin(out, _settings(chat, tokenizer, groups, per_96, retries, seed))
     make, refused = lambda o: _text_record(*o, chat, per_96, retries, seed), 0
     with open(out, 'ab', buffering=0) as f:
         for rec in _in_order(make, progress(_unfinished(read_texts(texts, limit), out, tokenizer, groups), 'questions'), workers):

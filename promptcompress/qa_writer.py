@@ -9,9 +9,11 @@ __all__ = ['ABBREVIATION', 'WEIGHTS', 'BLANK', 'REASONS', 'sentences', 'answer_p
 
 # %% ../nbs/03_qa_writer.ipynb #6dedb85e
 import random, re, unicodedata
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import lru_cache
 from .core import InputError
 from .data import QA, UNSPACED, Text, read_texts
 
@@ -23,7 +25,7 @@ def sentences(text # Running text
     "The sentences of `text`, each as it stands there"
     out = []
     for s in re.split(r'(?<=[.!?])\s+(?=[A-Z0-9$"“(])|\n\s*\n', text):
-        if out and ABBREVIATION.search(out[-1]): out[-1] += ' ' + s
+        if out and ABBREVIATION.search(out[-1][-20:]): out[-1] += ' ' + s
         elif s.strip(): out.append(s)
     return [s.strip() for s in out]
 
@@ -34,7 +36,7 @@ _patterns = dict(
     name=re.compile(r"(?<![\w'’-])(?:[A-Z][\w'’-]*[\w])(?: (?:[A-Z][\w'’-]*[\w]))*(?![\w-])|(?<![\w-])[a-z]+[A-Z]\w*"),
     hyphenated=re.compile(r'(?<![\w-])[a-z]{3,}(?:-[a-z]{2,})+(?![\w-])'),
     term=re.compile(r'(?<![\w-])[a-z]{8,}(?![\w-])'))
-_hidden = re.compile(r'\$[^$]*\$|\\\w+(?:\{[^}]*\})?|\S*(?:://|www\.|@|_|\^)\S*')
+_formula, _link = re.compile(r'\$[^$]*\$|\\\w+(?:\{[^}]{0,200}\})?'), re.compile(r'://|www\.|@|_|\^')
 _common = frozenset('''additional additionally allowing although analysis another approach approaches approximately available becoming believed between challenge
 challenging compared comparison complete completely complex computed consider considered considering consists construct contains
 corresponding currently demonstrate demonstrated demonstrates demonstrating depending describe described describes designed determine
@@ -50,9 +52,21 @@ sufficient suggests therefore together traditional typically underlying understa
 without'''.split())
 
 # %% ../nbs/03_qa_writer.ipynb #f95da756
+def _covered(sentence):
+    "`sentence` with spaces for its formulas, and for everything between spaces that holds a link, an underscore or a caret"
+    runs = ((m.start(), m.end(), [l.start() for l in _link.finditer(sentence, *m.span())]) for m in re.finditer(r'\S+', sentence))
+    runs = ((start, end, links[-1]) for start,end,links in runs if links)
+    out, at, run, formula = [], 0, next(runs, None), _formula.search(sentence)
+    while True:
+        while run and at > run[2]: run = next(runs, None) # a formula has covered its links
+        if formula and formula.start() < at: formula = _formula.search(sentence, at)
+        if not (run or formula): return ''.join(out) + sentence[at:]
+        start, end = formula.span() if not run or formula and formula.start() <= max(at, run[0]) else (max(at, run[0]), run[1])
+        out += [sentence[at:start], ' '*(end - start)]; at = end
+
 def _candidates(sentence, counts):
     "(weight, start, end) of the phrases of a sentence that are worth hiding; `counts` are the lower-cased words of the whole text"
-    shown = _hidden.sub(lambda m: ' '*len(m[0]), sentence)
+    shown = _covered(sentence)
     for kind,pattern in _patterns.items():
         for m in pattern.finditer(shown):
             start, end, s = m.start(), m.end(), m[0]
@@ -67,11 +81,17 @@ def _candidates(sentence, counts):
 # %% ../nbs/03_qa_writer.ipynb #0d31ba79
 _number = re.compile(r'(?:(?<![\w.,)\]])[-−±])?\d+(?:[.,]\d+)*(?:[eE][-−+]?\d+)?')
 
+@lru_cache(8)
+def _numbers(text):
+    "Where the numbers of `text` begin and end"
+    found = [m.span() for m in _number.finditer(text)]
+    return [a for a,_ in found], [b for _,b in found]
+
 def _in_number(text, i):
     "Does a number go on across the position `i`?"
-    start = i
-    while start > 0 and text[start-1] in '0123456789.,eE+-−±': start -= 1
-    return any(m.start() < i < m.end() for m in _number.finditer(text, start, i + 20))
+    starts, ends = _numbers(text)
+    n = bisect_left(starts, i) # so many begin before it
+    return n > 0 and i < ends[n-1]
 
 def _in_word(text, i):
     "Does a word go on across the position `i`?"

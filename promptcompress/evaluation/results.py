@@ -17,6 +17,7 @@ from pathlib import Path
 from types import CodeType
 import numpy as np, torch
 from ..core import InputError, atomic_write, tensors_checksum
+from ..data import gate
 from ..kv.prefix import KVPrefix
 from ..lm import LM
 
@@ -83,7 +84,7 @@ def read_results(path,         # A `.jsonl` file; one that does not exist holds 
     lines, rows = [l for l in raw.split(b'\n') if l.strip()], []
     for i,line in enumerate(lines, 1):
         try: rows.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             if i < len(lines): raise InputError(f"{path}: line {i} of {len(lines)} is not JSON: mend or remove it, or give another file") from None
             warnings.warn(f"{path}: the last line is cut off, as by a run that was killed; it is dropped")
     if repair and raw and (len(rows) < len(lines) or not raw.endswith(b'\n')):
@@ -124,6 +125,7 @@ def _typed(r):
     "A row without missing values; a `TypeError` where a word or a number is none"
     r = {c: v for c,v in r.items() if v is not None and v == v}
     for c,v in r.items():
+        if isinstance(v, int) and abs(v) >= 2**63: raise TypeError(f"{c} is {str(v)[:20]}..., expected a number of a size that occurs")
         number = c in _NUMBERS or re.sub('_(low|high)$', '', c) in (*SCORES, 'first_ratio', 'token_ratio')
         if c in _WORDS and not isinstance(v, str): raise TypeError(f"{c} is {v!r}, expected a word")
         if number and (isinstance(v, bool) or not isinstance(v, Real) or abs(v) == math.inf and 'ppl' not in c):
@@ -224,7 +226,9 @@ def read_rows(paths # A result file, or several
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     if not paths: raise InputError("No result file was given: give at least one")
     rows = []
-    for p in paths: tidy_rows(found := _file_rows(p), str(p)); rows += found # a bad row is named with its file
+    for p in paths:
+        with gate(p, 'mend or remove the row, or give another file'): tidy_rows(found := _file_rows(p), str(p)) # a bad row is named with its file
+        rows += found
     return tidy_rows(rows)
 
 # %% ../../nbs/48_evaluation.results.ipynb #90ad45d8
