@@ -11,7 +11,7 @@ __all__ = ['MAKERS', 'Maker', 'Reader', 'NoContext', 'FullContext', 'TruncatedCo
 from dataclasses import replace
 from ..core import InputError
 from .prefix import read
-from ..lm import LM
+from ..lm import LM, _late
 
 # %% ../../nbs/12_kv.makers.ipynb #4da2a199
 class Maker:
@@ -89,11 +89,19 @@ class SameBytes(Reader):
         return lm.start_ids + lm.encode(text.encode()[:room].decode(errors='ignore'))
 
 # %% ../../nbs/12_kv.makers.ipynb #f1432e1f
-MAKERS = dict( # name -> build(k=16, **options) -> Maker
+_KV, _SOFT = 'promptcompress.kv', 'promptcompress.soft'
+MAKERS = dict( # name -> build(k=16, **options) -> Maker, or 'module:build'
     none=lambda k=None, **_: NoContext(),
     full=lambda k=None, **_: FullContext(),
     truncated=lambda k=16, **_: TruncatedContext(k),
-    bytes=lambda k=16, **_: SameBytes(k))
+    bytes=lambda k=16, **_: SameBytes(k)) | {
+    'anchors': f'{_KV}.compressor:anchors_maker',
+    '500x': f'{_KV}.compressor:memory_maker',
+    'icae': f'{_KV}.compressor:icae_maker',
+    'hard': f'{_SOFT}.prompt:hard_maker',
+    'soft': f'{_SOFT}.prompt:soft_maker',
+    'kv': f'{_SOFT}.prompt:kv_maker',
+    'instruct': 'promptcompress.instruct:instruct_maker'}
 
 def make_maker(name, # A key of `MAKERS`, or a maker already made
                k=16, # Slots, for makers that have a choice
@@ -101,4 +109,5 @@ def make_maker(name, # A key of `MAKERS`, or a maker already made
     "The maker called `name`"
     if isinstance(name, Maker): return name
     if name not in MAKERS: raise InputError(f"There is no maker '{name}': choose one of {', '.join(MAKERS)}")
-    return MAKERS[name](k=k, **options)
+    build = MAKERS[name]
+    return (_late(build) if isinstance(build, str) else build)(k=k, **options)

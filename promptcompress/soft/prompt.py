@@ -6,7 +6,8 @@ Docs: https://promptcompress.github.io/promptcompress/soft.prompt.html.md"""
 
 # %% auto #0
 __all__ = ['HARD_PROMPT', 'random_rows', 'text_rows', 'tokenizer_id', 'home', 'check_home', 'Prompt', 'SoftPrompt', 'recomputed',
-           'KVPrompt', 'hard_prompt', 'PromptMaker', 'load_prompt', 'prompt_to_peft', 'to_prompt_embeds']
+           'KVPrompt', 'hard_prompt', 'PromptMaker', 'hard_maker', 'soft_maker', 'kv_maker', 'load_prompt',
+           'prompt_to_peft', 'to_prompt_embeds']
 
 # %% ../../nbs/40_soft.prompt.ipynb #e50661ea
 import html, hashlib, json
@@ -19,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 from ..core import InputError, atomic_write, read_json
 from ..kv.generate import join_masks, label_logits, sum_rows
-from ..kv.makers import MAKERS, Maker, Reader, make_maker
+from ..kv.makers import Maker, Reader, make_maker
 from ..kv.prefix import KVPrefix, PrefixBatch, pad_rows, read, read_behind, same_architecture, source_info, to_peft
 from ..lm import LM, check_length, pocket_folder
 from ..train import SavedLearner
@@ -292,9 +293,9 @@ class PromptMaker(Maker):
 
 # %% ../../nbs/40_soft.prompt.ipynb #1d862445
 def _learnt(name, checkpoint=None, then='full', k=16, **_): return PromptMaker(name, checkpoint, then, k)
-MAKERS['hard'] = lambda prompt=HARD_PROMPT, then='full', k=16, **_: PromptMaker('hard', prompt, then, k)
-MAKERS['soft'] = lambda **options: _learnt('soft', **options)
-MAKERS['kv'] = lambda **options: _learnt('kv', **options)
+def hard_maker(prompt=HARD_PROMPT, then='full', k=16, **_): return PromptMaker('hard', prompt, then, k) # these three have rows in the table MAKERS
+def soft_maker(**options): return _learnt('soft', **options)
+def kv_maker(**options): return _learnt('kv', **options)
 
 # %% ../../nbs/40_soft.prompt.ipynb #0737448a
 def _card(self):

@@ -68,10 +68,7 @@ def _checkpoints(args, takes):
 
 def _makers(args)->list:
     "The makers that `--maker`, `-k` and `--compressor` name"
-    from promptcompress import instruct # these three add their rows to the table of makers
-    from promptcompress.kv import compressor
     from promptcompress.kv.makers import make_maker
-    from promptcompress.soft import prompt
     names = [*dict.fromkeys(args.maker)]
     given = _checkpoints(args, [n for n in names if {'checkpoint','prompt'} & vars(make_maker(n, 1)).keys()])
     made = [make_maker(n, k, chunk=args.chunk, refine=args.refine, **(dict(checkpoint=given[n]) if n in given else {})) for n in names for k in args.k]
