@@ -95,6 +95,13 @@ MAKERS = dict( # name -> build(k=16, **options) -> Maker, or 'module:build'
     full=lambda k=None, **_: FullContext(),
     truncated=lambda k=16, **_: TruncatedContext(k),
     bytes=lambda k=16, **_: SameBytes(k)) | {
+    'kvzip': f'{_KV}.select:KVzip',
+    'snapkv': f'{_KV}.select:SnapKV',
+    'expected': f'{_KV}.select:Expected',
+    'knorm': f'{_KV}.select:KeyNorm',
+    'streaming': f'{_KV}.select:Streaming',
+    'every': f'{_KV}.select:Every',
+    'pooled': f'{_KV}.select:Pooled',
     'anchors': f'{_KV}.compressor:anchors_maker',
     '500x': f'{_KV}.compressor:memory_maker',
     'icae': f'{_KV}.compressor:icae_maker',

@@ -23,7 +23,7 @@ def result_options(p, text="file for the result, one JSON object; without a name
 
 def _task_options(p):
     "Options of `regenerate` and `qa`"
-    p.add_argument('--maker', nargs='+', metavar='MAKER', help='what makes the prefixes: none, full, instruct, truncated, bytes, icae, 500x, anchors, or another row of MAKERS (that of the compressor in the package which is for the model)')
+    p.add_argument('--maker', nargs='+', metavar='MAKER', help='what makes the prefixes: none, full, instruct, truncated, bytes, icae, 500x, anchors, kvzip, snapkv, expected, or another row of MAKERS (that of the compressor in the package which is for the model)')
     p.add_argument('-k', '--k', type=positive, nargs='+', default=[16], help='slots, for makers that have a choice (16)')
     p.add_argument('--chunk', type=positive, help="tokens that a compressor reads in one pass (what it was trained for); k slots are made of each chunk")
     p.add_argument('--refine', type=positive, metavar='STEPS', default=0, help='gradient steps at most on the slots of each text, for compressors')
