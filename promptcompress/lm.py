@@ -78,8 +78,12 @@ def body(self:LM):
 # %% ../nbs/01_lm.ipynb #98103724
 @patch
 def _pass(self:LM, input_ids=None, mask=None, positions=None, cache=None, inputs_embeds=None, use_cache=True): # As in `run`
-    x = dict(input_ids=input_ids) if inputs_embeds is None else dict(inputs_embeds=inputs_embeds.clone() if inputs_embeds.requires_grad else inputs_embeds) # some families scale them in place
-    return self.body(**x, **self.placed(mask, positions), attention_mask=mask.long(), past_key_values=cache, use_cache=use_cache)
+    more = dict(**self.placed(mask, positions), attention_mask=mask.long(), past_key_values=cache, use_cache=use_cache)
+    if inputs_embeds is None: return self.body(input_ids=input_ids, **more)
+    try: return self.body(inputs_embeds=inputs_embeds.clone() if inputs_embeds.requires_grad else inputs_embeds, **more) # some families scale them in place
+    except RuntimeError as e:
+        if 'input_ids' not in str(e): raise
+        raise InputError(f"{self.family} looks its tokens up in every layer, so it can't read vectors that are no tokens: there are no soft prompts and no compressors for it") from e
 
 @patch
 def run(self:LM, input_ids=None,    # `[batch, tokens]`

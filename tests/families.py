@@ -29,15 +29,20 @@ _NAMES = { # size -> what configurations call it
     256: 'max_position_embeddings n_positions max_seq_len seq_length n_ctx max_sequence_length max_target_positions max_source_positions original_max_position_embeddings',
     260: 'vocab_size vocab_size_per_layer_input', 32: 'hidden_size_per_layer_input', 0: 'bos_token_id', 1: 'eos_token_id'}
 SMALL = {name: size for size,names in _NAMES.items() for name in names.split()} | dict(pad_token_id=2, use_mamba_kernels=False, initializer_range=.1, init_std=.1)
-OWN = dict(gpt_neo=dict(attention_types=[[['global', 'local'], 1]]), hunyuan_v1_dense=dict(head_dim=16), hunyuan_v1_moe=dict(head_dim=16), ministral=dict(head_dim=16), zaya=dict(num_experts_per_tok=1),
+OWN = dict(gpt_neo=dict(attention_types=[[['global', 'local'], 1]]), gemma3n_text=dict(num_kv_shared_layers=0), gemma4_text=dict(num_kv_shared_layers=0, global_head_dim=16, num_global_key_value_heads=2), lfm2_moe=dict(layer_types=['conv', 'full_attention'], num_dense_layers=1),
+           falcon_h1=dict(mamba_d_ssm=128, mamba_n_heads=8, mamba_d_head=16, mamba_n_groups=1), zamba2=dict(layer_types=['mamba', 'hybrid']), zamba=dict(layer_types=['mamba', 'hybrid']), reformer=dict(axial_pos_embds_dim=[32, 32], axial_pos_shape=[16, 16]),
+           zaya=dict(num_experts_per_tok=1),
            mamba2=dict(num_heads=8, head_dim=16), falcon=dict(multi_query=True, new_decoder_architecture=False, alibi=False), jamba=dict(num_hidden_layers=4, attn_layer_period=2, attn_layer_offset=1))
 
 def settings(cls)->dict:
     "Small values for the sizes that a configuration has, those of its parts among them"
     c = cls()
     names = {*inspect.signature(cls.__init__).parameters, *c.to_dict(), *getattr(cls, 'attribute_map', {})}
-    out = {k: v for k,v in SMALL.items() if k in names and not isinstance(getattr(c, k, None), (list, dict))}
-    if 'qk_rope_head_dim' in names or getattr(c, 'head_dim', 0) is None: out.pop('head_dim', None) # follows from others
+    def has(k): # some sizes differ from layer to layer and can't be asked for
+        try: return getattr(c, k, None)
+        except Exception: return None
+    out = {k: v for k,v in SMALL.items() if k in names and not isinstance(has(k), (list, dict))}
+    if 'qk_rope_head_dim' in names: out.pop('head_dim', None); out |= dict(num_key_value_heads=4) # latent attention: a key for every head
     for k in getattr(cls, 'sub_configs', None) or {}:
         if hasattr(type(getattr(c, k, None)), 'model_type'):
             try: out[k] = settings(type(getattr(c, k)))
