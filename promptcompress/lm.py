@@ -97,6 +97,13 @@ def run(self:LM, input_ids=None,    # `[batch, tokens]`
     if use_cache and cache is None: cache = DynamicCache()
     return self._pass(input_ids, mask, positions, cache, inputs_embeds, use_cache)
 
+# %% ../nbs/01_lm.ipynb #54a30dfc
+@patch
+def check_vectors(self:LM):
+    "Refuse a model that can't read vectors that are no tokens"
+    with torch.no_grad(): self.run(inputs_embeds=torch.linspace(-1, 1, 2*self.embed.weight.shape[1], device=self.device).to(self.dtype).view(1, 2, -1),
+                                   mask=torch.ones(1, 2, device=self.device), positions=torch.arange(2, device=self.device)[None], use_cache=False)
+
 @patch
 def placed(self:LM, mask, positions)->dict: # As in `run`
     "What tells the model where its new tokens stand"
@@ -199,6 +206,8 @@ def _finish(lm):
     def factor(to): # the least-squares one, or a number of the configuration if that is what it is
         s = float((to.double() @ raw.double())/(raw.double() @ raw.double()).clamp(min=1e-30))
         return next((v for v in sorted(_numbers(lm.text_config)) if abs(v - s) < 2e-3*abs(s)), s)
+    said = getattr(lm.text_config, 'final_logit_softcapping', None) # where logits are small, a cap changes little
+    if said and near(said*torch.tanh(raw/said)): return 1., float(said)
     if near(raw): return 1., None
     if near(factor(out)*raw): return factor(out), None
     for cap in sorted(_numbers(lm.text_config), reverse=True):

@@ -1,14 +1,14 @@
 """Every causal family of transformers, as a random model of some 100,000 parameters: what this library can do with it.
 
     python tests/families.py                 # try them all, write results/families.json (some five minutes)
-    python tests/families.py gemma3 mamba    # try some, print their rows
+    python tests/families.py gemma3 mamba    # try some and renew their rows
 """
-import inspect, json, sys, tempfile, warnings
+import inspect, json, re, sys, tempfile, warnings
 from pathlib import Path
 import torch, transformers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from promptcompress.core import InputError, write_json
+from promptcompress.core import InputError, read_json, write_json
 from promptcompress.kv.compressor import Compressor, CompressorConfig, example
 from promptcompress.kv.generate import generate, nll
 from promptcompress.kv.prefix import load_prefix, read
@@ -128,7 +128,7 @@ def healed(lm):
 
 COLUMNS = dict(loss=losses, write=writes, prefix=stored, compress=compressed, shrink=shrunk, heal=healed)
 
-def short(e): return ' '.join(str(e).replace('tiny ', '', 1).split())
+def short(e): return re.sub(rf'{tempfile.gettempdir()}/\w+/', '', ' '.join(str(e).replace('tiny ', '', 1).split())) # without where it lay
 
 def tried(family, columns=COLUMNS)->dict: # column -> 'yes', 'yes: ...', 'no: ...' (refused in one line) or 'FAULT: ...'; None if there is no small model
     "One row of the table"
@@ -144,12 +144,14 @@ def tried(family, columns=COLUMNS)->dict: # column -> 'yes', 'yes: ...', 'no: ..
     return row
 
 def main(names):
-    out, skipped = [], []
+    "Try the families (all, if none is named) and renew their rows in the table"
+    rows, skipped = {}, []
+    if names: known = read_json(TABLE); rows, skipped = {r['family']: r for r in known['rows']}, [f for f in known['skipped'] if f not in names]
     for f in names or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         row = tried(f)
-        if row is None: skipped.append(f)
-        else: out.append(row)
-        if names or row and 'FAULT' in str(row): print(json.dumps(row or f'{f}: no small model'), flush=True)
-    if not names: write_json(TABLE, dict(transformers=transformers.__version__, rows=out, skipped=skipped))
+        if row is None: skipped.append(f); rows.pop(f, None)
+        else: rows[f] = row
+        if names or 'FAULT' in str(row): print(json.dumps(row or f'{f}: no small model'), flush=True)
+    write_json(TABLE, dict(transformers=transformers.__version__, rows=[rows[f] for f in sorted(rows)], skipped=sorted(skipped)))
 
 if __name__ == '__main__': main(sys.argv[1:])

@@ -1,11 +1,12 @@
 "Prefixes, reading and compressing on every family of models: logits against plain forward passes, gradients, and the traps"
-import pytest, torch
+import json, pytest, torch, transformers
+import families as every
 from transformers import StaticCache, TextStreamer
 from promptcompress.core import InputError, StateError
 from promptcompress.kv import generate as reading
 from promptcompress.kv.compressor import Compressor, CompressorConfig, TextExamples, example
 from promptcompress.kv.generate import generate, join_masks, nll, positions_behind
-from promptcompress.kv.prefix import collate, pad_rows, read
+from promptcompress.kv.prefix import collate, pad_rows, read, read_behind
 from promptcompress.lm import FAMILIES, LM, tiny_lm
 
 docs, questions = ['Ada wrote the first program.', 'Rain.', 'The sun is a star, and the moon is not.'], ['Who?', ' What falls?', ' And the moon?']
@@ -250,3 +251,43 @@ def test_gradient_checkpointing_of_transformers(when):
     assert c.train()(**batch)['loss'].item() == want.train()(**batch)['loss'].item()
     lm.model.train()
     with pytest.raises(StateError, match='gradient checkpointing'): c(**batch)
+
+# --- every family of transformers ------------------------------------------------------------------------------------
+
+FEW = 'granite cohere gemma2 gemma3 gemma4_text gptj bloom falcon llama4_text mllama ctrl pegasus bert mamba jamba deepseek_v3 minimax'.split() # one of each kind; the others with --nb-flags slow
+KNOWN = json.loads(every.TABLE.read_text(encoding='utf-8'))
+TRIED = [r['family'] for r in KNOWN['rows']]
+
+@pytest.mark.parametrize('f', [f if f in FEW else pytest.param(f, marks=pytest.mark.slow) for f in TRIED])
+def test_every_family_works_or_is_refused_in_one_line(f):
+    "Loss to 1e-4, text behind prefixes, files, compressors and soft prompts: as the table in the docs says, and never another error than ours"
+    row = every.tried(f, [c for c in every.COLUMNS if c != 'shrink'])
+    known = next(r for r in KNOWN['rows'] if r['family'] == f)
+    assert row is not None and not [v for v in row.values() if v.startswith('FAULT')], row
+    if KNOWN['transformers'] == transformers.__version__: assert row == {k: v for k,v in known.items() if k != 'shrink'}
+    if 'refused' in row: assert 'no KV prefix for it' in row['refused'] and len(row['refused'].splitlines()) == 1
+
+@pytest.mark.slow
+def test_the_table_has_every_family_that_has_a_small_model():
+    assert {*TRIED, *KNOWN['skipped']} >= {*every.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES} or KNOWN['transformers'] != transformers.__version__
+
+@pytest.mark.parametrize('words', ['compress t.txt --model m -o p.safetensors', 'evaluate perplexity --model m --data t.txt --window 64'])
+@pytest.mark.parametrize('f', ['mamba', 'jamba'])
+def test_a_model_that_keeps_no_keys_is_one_line_in_the_shell(f, words, tmp_path, monkeypatch, capsys):
+    from promptcompress.cli import main
+    monkeypatch.chdir(tmp_path)
+    lm = every.tiny(f); lm.model.save_pretrained('m'); lm.tokenizer.save_pretrained('m')
+    (tmp_path/'t.txt').write_text('Ada wrote the first program. '*20)
+    capsys.readouterr(); code = main(words.split()); said = capsys.readouterr().err
+    assert code == 2 and 'no KV prefix for it' in said.splitlines()[-1] and 'Traceback' not in said
+
+def test_the_fingerprint_of_a_model_is_not_computed_for_every_row(monkeypatch):
+    "It reads a part of every weight: once for a call of many rows, and not at all where nothing records it"
+    lm, seen = tiny_lm(), []
+    plain = lm.model.state_dict
+    monkeypatch.setattr(lm.model, 'state_dict', lambda *args, **kw: seen.append(1) or plain(*args, **kw))
+    def times(f): seen.clear(); f(); return len(seen)
+    c, rows = Compressor(lm, CompressorConfig(k=2, r=2)), [[5, 6, 7]]*16
+    front, = read(lm, rows[:1])
+    assert times(lambda: read(lm, rows)) <= 1 and times(lambda: read_behind(lm, rows, front)) <= 1 and times(lambda: c.compress(['Ada wrote.']*16, batch_size=16)) <= 1
+    assert times(lambda: generate(lm, None, 'Hi', 2)) == times(lambda: generate(lm, [None, front], ['Hi', 'Ho'], 2)) == 0

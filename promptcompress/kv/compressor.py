@@ -77,11 +77,18 @@ PAPER_TRAINING = dict( # published training settings, for `training_args`; stage
 # %% ../../nbs/21_kv.compressor.ipynb #5c9431a3
 _QV = ('q_proj','v_proj','query_key_value','qkv_proj','c_attn') # separate or fused, over the families
 
+@torch.no_grad()
+def _is_product(m):
+    "Is this layer what its name says? A router may be a linear layer whose forward gives something else"
+    if type(m).forward in (nn.Linear.forward, Conv1D.forward) or hasattr(m, 'qweight'): return True
+    x = torch.linspace(-1, 1, m.in_features, device=m.weight.device).to(m.weight.dtype)[None]
+    try: return torch.allclose(m(x).float(), nn.functional.linear(x, m.weight, m.bias).float(), rtol=1e-2, atol=1e-3)
+    except (TypeError, AttributeError, RuntimeError, IndexError): return False
+
 def lora_targets(body:nn.Module, targets='all' # 'all' or 'qv'
                 )->list:
     "Names of the linear layers that get LoRA"
-    def plain(m): return isinstance(m, (nn.Linear, Conv1D)) and (hasattr(m, 'qweight') or type(m).forward in (nn.Linear.forward, Conv1D.forward))
-    names = [n for n,m in body.named_modules() if plain(m)] # a router may be a linear layer whose forward gives more than a product
+    names = [n for n,m in body.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and _is_product(m)]
     if targets == 'qv': names = [n for n in names if n.split('.')[-1] in _QV]
     if not names: raise InputError(f"Found no linear layer for LoRA in {type(body).__name__}: targets='all' takes every nn.Linear")
     return names
@@ -135,7 +142,7 @@ class Compressor(SavedLearner):
         c = self.config
         if c.positions == 'compact' and lm.inv_freq is None: raise InputError(f"{lm.family} has no rotary positions to turn: use positions='continue'")
         if c.encoder == 'bidirectional' and not sees_both_ways(lm.body, lm.embed, lm.dtype): raise InputError(f"{lm.family} does not take a mask of four dimensions, so its encoder can't be bidirectional: use encoder='causal'")
-        check_length(lm, 1 + c.k, 'A text of one token and its memory tokens')
+        check_length(lm, 1 + c.k, 'A text of one token and its memory tokens'); lm.check_vectors()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             w = lm.embed.weight.detach().float()

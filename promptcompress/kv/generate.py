@@ -52,7 +52,7 @@ def _batch(lm, prefix, n):
         given = list(prefix) if isinstance(prefix, Iterable) and not isinstance(prefix, (KVPrefix, str)) else [prefix]
         if not given: raise InputError("The list of prefixes is empty: give at least one, or None to read nothing")
         if bad := [p for p in given if not isinstance(p, (KVPrefix, type(None)))]: raise InputError(f"A prefix is a KVPrefix, or None to read nothing, not {type(bad[0]).__name__}")
-        batch = collate([empty_prefix(lm) if p is None else p for p in given], lm)
+        batch = collate([empty_prefix(lm, fingerprint='not asked for') if p is None else p for p in given], lm)
     if len(batch) == n: return batch
     if len(batch) == 1: return batch.repeat(n)
     raise InputError(f"{len(batch)} prefixes can't be matched with {n} prompts: give as many prompts as prefixes, or one of either")

@@ -82,10 +82,10 @@ def read(lm:LM,       # The model that reads
     return [KVPrefix(K[b,:,:,:len(r)].clone(), V[b,:,:,:len(r)].clone(), pos[b,:len(r)].clone(), len(r), lm.architecture,
                      inv_freq=lm.inv_freq, info=source_info(maker, lm, r, made_by)) for b,r in enumerate(rows)]
 
-def empty_prefix(lm:LM, maker='none')->KVPrefix:
+def empty_prefix(lm:LM, maker='none', fingerprint=None)->KVPrefix: # As in `source_info`
     "A prefix of no slots: nothing was read"
     none = torch.empty(lm.n_layers, lm.kv_heads, 0, lm.head_dim, dtype=lm.dtype, device=lm.device)
-    return KVPrefix(none, none.clone(), torch.empty(0, dtype=torch.long, device=lm.device), 0, lm.architecture, inv_freq=lm.inv_freq, info=source_info(maker, lm, []))
+    return KVPrefix(none, none.clone(), torch.empty(0, dtype=torch.long, device=lm.device), 0, lm.architecture, inv_freq=lm.inv_freq, info=source_info(maker, lm, [], fingerprint))
 
 # %% ../../nbs/10_kv.prefix.ipynb #7ba2ed8d
 def _norms(self, most=64)->torch.Tensor: # `[layers, columns]`
