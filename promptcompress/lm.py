@@ -377,7 +377,9 @@ def text_tokens(tokenizer, text:str, ends=False # Say where each token ends?
                )->tuple: # ids, and the end of each in `text` (None if not asked for, or if the tokenizer can't say)
     "Token ids of a text in which nothing is a control token"
     ends = ends and getattr(tokenizer, 'is_fast', False)
-    enc, control = tokenizer(text, return_offsets_mapping=ends, **_SPLIT), control_tokens(tokenizer)
+    if not isinstance(text, str): raise InputError(f"A text is a string, not {type(text).__name__}: {str(text)[:40]!r}")
+    try: enc, control = tokenizer(text, return_offsets_mapping=ends, **_SPLIT), control_tokens(tokenizer)
+    except (TypeError, UnicodeError): raise InputError(f"The text {text[:40].encode('ascii', 'backslashreplace').decode()!r} is not valid Unicode (half of a pair of surrogates, perhaps): repair it") from None
     ids, spans = enc['input_ids'], enc['offset_mapping'] if ends else None
     if control.keys().isdisjoint(ids): return ids, [e for _,e in spans] if ends else None
     rows = [_letters(tokenizer, control[i], control) if i in control else [[i]] for i in ids]

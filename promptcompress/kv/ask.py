@@ -35,7 +35,9 @@ def ask(lm:LM,
         form=None, **how,  # As in `conversation`: form, system, instruction, arguments of the template
        ):                  # The answer, or a list of answers
     "What the frozen model answers from the document"
-    questions = [question] if isinstance(question, str) else list(question)
+    questions = list(question) if isinstance(question, (list, tuple)) else [question]
+    if bad := [q for q in questions if not isinstance(q, str)]: raise InputError(f"A question is a text, not {type(bad[0]).__name__}: {str(bad[0])[:40]!r}")
+    if not isinstance(prefix, (KVPrefix, type(None))): raise InputError(f"ask takes one document, a KVPrefix, or None, not {type(prefix).__name__}: join documents with +, or ask each")
     if bad := [i for i,q in enumerate(questions) if not q.strip()]: raise InputError(f"Question {bad[0]} of {len(questions)} is empty: leave it out")
     if not questions: return []
     talk = conversation(lm, form, **how)

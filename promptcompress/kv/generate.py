@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, GenerationConfig, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from ..core import InputError, StateError
-from .prefix import KVPrefix, PrefixBatch, collate, empty_prefix, pad_rows, same_architecture
+from .prefix import KVPrefix, PrefixBatch, collate, empty_prefix, pad_rows, token_rows, same_architecture
 from ..lm import LM, check_length
 
 # %% ../../nbs/11_kv.generate.ipynb #384e65f3
@@ -182,6 +182,7 @@ def read_on(lm:LM, prefix, # As in `generate`
             rows,          # Lists of token ids, one per prefix; all may be empty, or none
            )->PrefixBatch:
     "Prefixes with more tokens read behind each, in one pass"
+    rows = token_rows(lm, rows)
     batch = _batch(lm, prefix, len(rows))
     if not any(rows): return batch
     if not all(rows): raise InputError("Some rows have no tokens to read: give each at least one")
@@ -214,6 +215,8 @@ def label_logits(lm:LM,
     if (labels[:,0] != -100).any(): raise InputError("The first token of a row can't be scored behind a prefix: start rows with a BOS or a question, label -100")
     if lm.body.training and _checkpointing(lm.body):
         raise StateError("transformers' gradient checkpointing drops the KV cache without an error: turn it off (model.gradient_checkpointing_disable()) and use the learner's own `checkpointing`")
+    if input_ids.shape != labels.shape: raise InputError(f"input_ids are {tuple(input_ids.shape)}, labels {tuple(labels.shape)}: they are aligned")
+    if input_ids.numel() and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < lm.embed.weight.shape[0]: raise InputError(f"input_ids hold numbers that are not in the vocabulary of {lm.name}, which has {lm.embed.weight.shape[0]} tokens")
     batch = _batch(lm, prefix, len(input_ids))
     mask = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
     check_length(lm, max(batch.slots, int(batch.next_position.max())) + input_ids.shape[1], 'Prefix and text')
