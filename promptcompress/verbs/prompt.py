@@ -42,7 +42,11 @@ def _bytes16(prefix): return 2*(prefix.keys.numel() + prefix.values.numel()) # s
 def _compress_options(p):
     p.add_argument('file', metavar='FILE', help="text to compress (UTF-8; .gz and .xz too; a .json, .csv or .parquet file with one record); '-' for standard input")
     column_option(p)
-    p.add_argument('-o', '--out', required=True, metavar='FILE', help='prefix to write, such as doc.safetensors')
+    where = p.add_mutually_exclusive_group(required=True)
+    where.add_argument('-o', '--out', metavar='FILE', help='prefix to write, such as doc.safetensors')
+    where.add_argument('--store', metavar='DIR', help='folder of documents to add it to')
+    p.add_argument('--name', help="the document's name in the store (the file's, without its folder)")
+    p.add_argument('--maker', metavar='MAKER', help='instead of a compressor, what makes the slots: kvzip, snapkv, expected or another row of MAKERS')
     p.add_argument('-k', '--k', type=positive,
                    help="slots; as many as the compressor has if not given. Text longer than it reads at once gets k slots per chunk")
     p.add_argument('--compressor', help="'pocket-kv', 'pocket-icae', 'smollm2-kv', a folder, or a Hub id; the one in the package that is for the model if not given")
@@ -50,49 +54,92 @@ def _compress_options(p):
     p.add_argument('--bits', type=int, choices=(32, 16, 8, 4), default=16, help='bits per stored number (default 16)')
     common_options(p)
 
-# %% ../../nbs/62_verbs.prompt.ipynb #a9ac8ef0
-@verb('compress', 'Compress a text into a few key-value slots, written to one file.',
-      ['paper.txt -k 16 -o paper.safetensors', '- -k 4 --bits 4 -o note.safetensors < note.txt',
-       'doc.txt -o doc.safetensors --model ./my-model --compressor ./my-compressor'],
-      _compress_options)
-def compress(args):
-    "Text file -> prefix file"
-    target, text = prefix_target(args.out), given_text(args.file, args.column)
-    import torch
+# %% ../../nbs/62_verbs.prompt.ipynb #a4358612
+def _compressed(args, lm, text):
+    "A compressor's slots, and its name"
     from promptcompress.kv.compressor import Compressor, default_compressor
-    lm = chosen_lm(args)
     name = args.compressor or default_compressor(lm)
     comp = Compressor.from_pretrained(name, lm)
     _check_room(lm, comp, text, args.k)
-    start = time.perf_counter()
     p = comp.compress(text, args.k, refine=args.refine)
+    if len(p) > (args.k or comp.config.k):
+        note(f"the text was read in {len(p)//(args.k or comp.config.k)} chunks of at most {comp.config.max_tokens} tokens")
+    if 'transferred_from' in comp.info:
+        note(f"the compressor was trained on other weights ({comp.info['transferred_from']}) than this model's ({lm.fingerprint})")
+    return p, name
+
+def _made(args, lm, text):
+    "What is made of the text, and who made it"
+    from promptcompress.core import InputError
+    from promptcompress.kv.makers import make_maker
+    from promptcompress.kv.refine import refine
+    if not args.maker: return _compressed(args, lm, text)
+    if args.compressor: raise InputError("--maker and --compressor both say what makes the slots: give one of them")
+    p, = make_maker(args.maker, args.k or 16)(lm, [text])
+    if (room := lm.window - max(len(p), p.next_position)) < 2: raise InputError(f"the text leaves no room for a question in {lm.name}'s window of {lm.window} tokens: compress its parts one by one")
+    if room < 96: note(f"the prefix leaves {room} of the {lm.window} tokens in {lm.name}'s window for a question and its answer")
+    return (refine(lm, p, text, args.refine) if args.refine else p), args.maker
+
+# %% ../../nbs/62_verbs.prompt.ipynb #89709323
+def _target(args):
+    "A function (prefix, bits) that writes it to the file or into the store, and says where"
+    from pathlib import Path
+    from promptcompress.core import InputError
+    from promptcompress.kv.store import DocumentStore
+    if not args.store:
+        if args.name: raise InputError("--name is for documents of a store: give --store DIR, or leave it out")
+        target = prefix_target(args.out)
+        return lambda p, bits: p.save(target, bits=bits)
+    if args.file == '-' and not args.name: raise InputError("A text from standard input has no name: give --name")
+    store, name = DocumentStore(args.store), args.name or Path(args.file).name
+    if name in store: raise InputError(f"{args.store} already has a document called {name!r}: give another --name, or another --store")
+    def put(p, bits): store.add(name, p, bits=bits); return store.path(name)
+    return put
+
+# %% ../../nbs/62_verbs.prompt.ipynb #a9ac8ef0
+@verb('compress', 'Compress a text into a few key-value slots, written to one file.',
+      ['paper.txt -k 16 -o paper.safetensors', '- -k 4 --bits 4 -o note.safetensors < note.txt',
+       'doc.txt -o doc.safetensors --model ./my-model --compressor ./my-compressor',
+       'paper.txt --store papers --maker kvzip -k 64'],
+      _compress_options)
+def compress(args):
+    "Text file -> prefix file"
+    put, text = _target(args), given_text(args.file, args.column)
+    import torch
+    lm = chosen_lm(args)
+    start = time.perf_counter()
+    p, name = _made(args, lm, text)
     seconds = time.perf_counter() - start
     if args.bits == 16 and p.keys.dtype == torch.float32: p = p.to(dtype=torch.bfloat16)
-    p.save(target, bits=args.bits if args.bits < 16 else None)
+    target = put(p, args.bits if args.bits < 16 else None)
     tokens, full = (n := len(lm.encode(text))), n*_bytes16(p)//len(p)
     row = dict(file=str(target), slots=len(p), tokens=tokens, compression=round(tokens/len(p), 2), text_bytes=len(text.encode()),
                full_kv_bytes=full,
                prefix_bytes=p.nbytes if args.bits >= 16 else _bytes16(p)*args.bits//16,
                file_bytes=target.stat().st_size, compressor=name, model=lm.name, seconds=round(seconds, 3), **(dict(regeneration=p.info.get('regeneration')) if args.refine else {}))
-    if len(p) > (args.k or comp.config.k):
-        note(f"the text was read in {len(p)//(args.k or comp.config.k)} chunks of at most {comp.config.max_tokens} tokens")
-    if 'transferred_from' in comp.info:
-        note(f"the compressor was trained on other weights ({comp.info['transferred_from']}) than this model's ({lm.fingerprint})")
     say(args, row, f"{target}: {tokens} tokens in {len(p)} slots ({tokens/len(p):.1f} to 1), {row['prefix_bytes']:,} bytes; "
                     f"the text has {row['text_bytes']:,}, its full KV {full:,}")
 
 # %% ../../nbs/62_verbs.prompt.ipynb #a437944f
+def _file(args):
+    "The prefix's file: a path, or a document of the store"
+    if not getattr(args, 'store', None): return args.prefix
+    from promptcompress.kv.store import DocumentStore
+    store = DocumentStore(args.store)
+    return store.path(args.prefix) if args.prefix in store else store.open(args.prefix) # which says what there is
+
 def _prefix(args, lm):
     "The prefix, checked against the model"
     from promptcompress.kv.prefix import load_prefix
-    p = load_prefix(args.prefix, lm)
+    p = load_prefix(_file(args), lm)
     if 'transferred_from' in p.info:
         note(f"{args.prefix} was made by other weights ({p.info['transferred_from']}) than this model's ({lm.fingerprint})")
     return p
 
 # %% ../../nbs/62_verbs.prompt.ipynb #a9eda2f1
 def _read_options(p):
-    p.add_argument('prefix', metavar='PREFIX', help='file written by `promptcompress compress`')
+    p.add_argument('prefix', metavar='PREFIX', help='file written by `promptcompress compress`, or the name of a document in --store')
+    p.add_argument('--store', metavar='DIR', help='folder of documents')
     p.add_argument('--max-new-tokens', type=positive, metavar='N', help='tokens to write at most')
     common_options(p)
 
@@ -102,7 +149,7 @@ def regenerate(args):
     "Prefix file -> text"
     from promptcompress.evaluation.qa import reply_rows
     from promptcompress.kv.prefix import load_prefix
-    load_prefix(args.prefix) # a bad file is found before the model is loaded
+    load_prefix(_file(args)) # a bad file is found before the model is loaded
     lm = chosen_lm(args)
     p = _prefix(args, lm)
     n = p.info.get('source_tokens') or 256
@@ -112,14 +159,16 @@ def regenerate(args):
 
 # %% ../../nbs/62_verbs.prompt.ipynb #982663ac
 def _ask_options(p):
-    p.add_argument('prefix', metavar='PREFIX', help='file written by `promptcompress compress`')
+    p.add_argument('prefix', metavar='PREFIX', help='file written by `promptcompress compress`, or the name of a document in --store')
+    p.add_argument('--store', metavar='DIR', help='folder of documents')
     p.add_argument('question', metavar='QUESTION', nargs='+', help='one question or several, each in quotation marks')
     form_options(p)
     p.add_argument('--max-new-tokens', type=positive, metavar='N', default=64, help='tokens of an answer at most (64)')
     common_options(p)
 
 @verb('ask', 'Answer questions from a compressed text.',
-      ['doc.safetensors "Who wrote the first program?"', 'doc.safetensors "Which telescope was used?" "How far is the star?" --json'], _ask_options)
+      ['doc.safetensors "Who wrote the first program?"', 'doc.safetensors "Which telescope was used?" "How far is the star?" --json',
+                                                              'paper.txt "Who wrote it?" --store papers'], _ask_options)
 def ask(args):
     "Prefix file and questions -> answers"
     from promptcompress.conversation import conversation
@@ -128,7 +177,7 @@ def ask(args):
     from promptcompress.kv.prefix import load_prefix
     if not all(q.strip() for q in args.question): raise InputError("A question is empty: put each in quotation marks")
     how = asked_how(args)
-    load_prefix(args.prefix)
+    load_prefix(_file(args))
     lm = chosen_lm(args)
     p, n, talk = _prefix(args, lm), len(args.question), conversation(lm, args.form, **how)
     start = time.perf_counter()
