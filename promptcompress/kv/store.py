@@ -51,6 +51,7 @@ def _publish(tmp, path, replacing):
         os.rename(tmp, path)
     return True
 
+# %% ../../nbs/16_kv.store.ipynb #e2fc563c
 class DocumentStore:
     "A folder of compressed documents"
     def __init__(self, folder, # Made when the first document is added
