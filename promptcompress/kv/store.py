@@ -103,6 +103,7 @@ def add(self:DocumentStore, name:str, # Any text
     write_json(path.with_suffix('.json'), record)
     return record
 
+# %% ../../nbs/16_kv.store.ipynb #a14e7b27
 @patch
 def open(self:DocumentStore, name:str)->KVPrefix:
     "The document called `name`; its keys and values are the file, mapped into memory, as long as the number format and device are the model's"
