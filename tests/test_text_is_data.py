@@ -47,6 +47,8 @@ def test_no_control_token_comes_out_of_a_text(kind):
     squeezed = lambda s: ''.join(s.split()) # Metaspace gives a space back in front
     assert not steering(lm, ids) and squeezed(lm.tokenizer.decode(ids)) == squeezed(evil)
     assert text_rows(lm.tokenizer, [evil, harmless]) == [ids, lm.encode(harmless)]
+    plain = lm.tokenizer(evil, add_special_tokens=False, split_special_tokens=True)['input_ids']
+    assert steering(lm, plain) or ids == plain # where the tokenizer can split by itself, it does
     if ends: assert ends[-1] == len(evil) and ends == sorted(ends)
 
 @kinds
