@@ -6,7 +6,8 @@ Docs: https://promptcompress.github.io/promptcompress/evaluation.metrics.html.md
 
 # %% auto #0
 __all__ = ['tokens_unicode', 'by_script', 'lcs_length', 'rouge_l', 'tokens_13a', 'tokens_nltk', 'bleu', 'squad_f1', 'squad_em',
-           'paper_f1', 'paper_em', 'score_texts', 'score_answers', 'bootstrap_ci', 'retention', 'load_metric']
+           'squad_recall', 'paper_f1', 'paper_em', 'score_texts', 'score_answers', 'bootstrap_ci', 'kept_share',
+           'retention', 'load_metric']
 
 # %% ../../nbs/50_evaluation.metrics.ipynb #70dd2ebb
 import math, re, string, unicodedata, warnings
@@ -245,6 +246,13 @@ def squad_em(prediction:str, # Answer to judge
     "SQuAD's exact match: normalised words equal those of a reference"
     return float(any(p == r for p,r in _squad_pairs(prediction, references, flavour)))
 
+# %% ../../nbs/50_evaluation.metrics.ipynb #45db0267
+def squad_recall(prediction:str, # Answer to judge
+                 references,     # As in `squad_f1`
+                 flavour=None)->float: # 0 to 1
+    "Share of an answer's words that the prediction has, the best of the references; normalised as for SQuAD's F1"
+    return max((Counter(p) & Counter(r)).total()/len(r) if r else float(not p) for p,r in _squad_pairs(prediction, references, flavour))
+
 # %% ../../nbs/50_evaluation.metrics.ipynb #fbbf859a
 def _paper_reference(prediction, references):
     "The reference that the published code would judge by, or None"
@@ -319,6 +327,22 @@ def bootstrap_ci(values,    # One score per test item
     means = [v[rng.integers(0, v.size, v.size)].mean() for _ in range(n)]
     lo, hi = np.quantile(means, [(1 - level)/2, (1 + level)/2])
     return float(v.mean()), float(lo), float(hi)
+
+# %% ../../nbs/50_evaluation.metrics.ipynb #7f0d48b8
+def kept_share(scores,     # One score (or loss) per test item
+               none, full, # The same without the context, and with all of it; in the same order of items
+               n=1000, seed=0, level=.95, # As in `bootstrap_ci`
+              )->tuple:    # (share, low, high); 0 is none and 1 is full, both can be passed
+    "Share of what the whole context is worth that is kept, and its bootstrap interval over items"
+    v = [np.asarray(x, dtype=float) for x in (scores, none, full)]
+    if len({x.shape for x in v}) > 1 or v[0].ndim != 1 or not v[0].size: raise InputError(f"Expected three lists of equally many scores, got {', '.join(str(x.size) for x in v)}")
+    if n < 1 or not 0 < level < 1: raise InputError(f"Expected n >= 1 and 0 < level < 1, got n={n} and level={level}: level=.95 is the usual 95%")
+    def share(at): s, lo, hi = (x[at].mean() for x in v); return (s - lo)/(hi - lo) if hi != lo else np.nan
+    if np.isnan(whole := share(slice(None))): raise InputError("With the whole context it scores as without, so no share of that can be kept: use other items, or another score")
+    rng, size = np.random.default_rng(seed), v[0].size
+    some = [share(rng.integers(0, size, size)) for _ in range(n)]
+    lo, hi = np.nanquantile(some, [(1 - level)/2, (1 + level)/2]) if not np.isnan(some).all() else (np.nan, np.nan)
+    return float(whole), float(lo), float(hi)
 
 # %% ../../nbs/50_evaluation.metrics.ipynb #ce491483
 def retention(scores:dict, # dataset -> score with the compressed context

@@ -102,6 +102,13 @@ def _summary(row):
     name = row['maker'] if row['k'] is None else f"{row['maker']} k={row['k']}"
     return f"{row['dataset']}, {name}: {scores}; n={row['n']}{dropped}, {row['slots']:.1f} slots for {row['tokens']:.1f} tokens"
 
+def _kept(row):
+    "The same of `kept_rows`: what is kept of what the whole text adds"
+    said = ', '.join(f'{label} {row["kept"][c][0]:.2f} [{row["kept"][c][1]:.2f}, {row["kept"][c][2]:.2f}]'
+                     for c,label in dict(rouge_l='Rouge-L', bleu='BLEU', f1='F1', em='EM', recall='recall', loss='loss').items() if row['kept'].get(c))
+    more = f"answer in the output {row['recall']:.3f}; " if 'recall' in row else ''
+    return f"    {more}loss {row['loss']:.3f}; kept of what the whole text adds: {said or 'it adds nothing'}"
+
 # %% ../../nbs/65_verbs.evaluate.ipynb #2069685a
 def _check_out(args):
     "Where results and predictions may go"
@@ -132,7 +139,7 @@ def _default_maker(args):
 def evaluate(args):
     "Test files -> a row of results per dataset, maker and number of slots"
     from promptcompress.core import InputError, atomic_write, write_json
-    from promptcompress.evaluation.qa import sweep
+    from promptcompress.evaluation.qa import kept_rows, sweep
     from promptcompress.evaluation.results import predictions_path
     if not args.data and not args.cloze: raise InputError("Nothing to evaluate on: give --data, or --cloze")
     _default_maker(args)
@@ -144,8 +151,11 @@ def evaluate(args):
     with tempfile.TemporaryDirectory() as tmp:
         out = Path(args.json) if lines else Path(tmp)/'rows.jsonl'
         rows = sweep(lm, sets, makers, out, args.batch, form=args.form, how=how)
+        kept = {(r['dataset'], r['length'], r['maker'], r['k']): r for r in kept_rows(rows, out)}
         if args.predictions:
             with atomic_write(args.predictions) as p: p.write_bytes(predictions_path(out).read_bytes())
     if args.json == '-': print('\n'.join(json.dumps(r, ensure_ascii=False) for r in rows)); return
-    for row in rows: print(_summary(row))
+    for row in rows:
+        print(_summary(row))
+        if (same := kept.get(tuple(row[c] for c in ('dataset','length','maker','k')))) is not None: print(_kept(same))
     if args.json and not lines: write_json(args.json, rows[0])
