@@ -482,7 +482,11 @@ class CompressorMaker(Maker):
             kind = dict(anchors=('anchors', 'kv'), icae=('memory', 'embeds')).get(self.name, ('memory', 'kv'))
             self._made = Compressor.from_pretrained(self.checkpoint or default_compressor(lm, *kind), lm)
         return self._made
-    def make(self, lm, texts): return self.loaded(lm).compress(texts, self.k, chunk=self.chunk, refine=self.refine)
+    def make(self, lm, texts):
+        key = lm.fingerprint, *texts
+        if not self.refine or getattr(self, '_last', (None,))[0] != key: # refining takes its time: the same texts are not refined twice in a row
+            self._last = key, self.loaded(lm).compress(texts, self.k, chunk=self.chunk, refine=self.refine)
+        return self._last[1]
     def stored(self, lm, text, prefix): # ICAE keeps embeddings and reads them again
         return 2*len(prefix)*lm.embed.weight.shape[1] if self.loaded(lm).config.carrier == 'embeds' else super().stored(lm, text, prefix)
     def identity(self, lm): return ['compressor', self.name, self.k, self.chunk, self.loaded(lm).config, self.loaded(lm).trained(), *([self.refine] if self.refine else [])]
