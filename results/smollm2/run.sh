@@ -14,3 +14,7 @@ promptcompress evaluate perplexity --model smollm2 --data $D/text/wikitext2_vali
 for text in c4_slice arxiv_2025; do
     promptcompress evaluate perplexity --model smollm2 --data $D/text/$text.jsonl.xz --window 1024 --limit 100000 --json $O/perplexity.jsonl
 done
+for k in 64 32 16; do
+    promptcompress evaluate qa --model smollm2 --data squad=$D/qa/squad_v1.1_dev_half.json --maker none full kvzip snapkv expected knorm streaming pooled every -k $k --form chat \
+        --instruction 'Answer with a few words from the text above.' -n 200 --json $O/qa.jsonl
+done
