@@ -215,7 +215,6 @@ def label_logits(lm:LM,
     if (labels[:,0] != -100).any(): raise InputError("The first token of a row can't be scored behind a prefix: start rows with a BOS or a question, label -100")
     if lm.body.training and _checkpointing(lm.body):
         raise StateError("transformers' gradient checkpointing drops the KV cache without an error: turn it off (model.gradient_checkpointing_disable()) and use the learner's own `checkpointing`")
-    if input_ids.shape != labels.shape: raise InputError(f"input_ids are {tuple(input_ids.shape)}, labels {tuple(labels.shape)}: they are aligned")
     if input_ids.numel() and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < lm.embed.weight.shape[0]: raise InputError(f"input_ids hold numbers that are not in the vocabulary of {lm.name}, which has {lm.embed.weight.shape[0]} tokens")
     batch = _batch(lm, prefix, len(input_ids))
     mask = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
