@@ -439,10 +439,11 @@ def _settings(folder, card, tensors)->CompressorConfig:
     return config
 
 # %% ../../nbs/21_kv.compressor.ipynb #5bda12db
-def _from_pretrained(cls, name, # 'pocket-kv', 'pocket-icae', a folder, or a Hub id
+def _from_pretrained(cls, name, # 'pocket-kv', 'pocket-icae', 'smollm2-kv', a folder, or a Hub id; None: the one in the package for the model
                      lm:LM,     # The frozen model to build on
                      **kwargs):
     "Load a compressor onto `lm`"
+    name = default_compressor(lm) if name is None else name
     folder = cls.locate(name)
     card, tensors = cls.read_card(folder, config=dict, architecture=dict, fingerprint=str, info=dict)
     same_architecture(card['architecture'], lm.architecture, f"The compressor '{name}'")
