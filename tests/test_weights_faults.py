@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 from promptcompress.core import InputError
 from promptcompress.lm import LM, byte_tokenizer, load_lm, tiny_lm
+from promptcompress.weights.hessian import fast_products
 from promptcompress.weights.recipe import Recipe
 from promptcompress.weights.shrink import shrink
 from promptcompress.weights.store import save_gptq
@@ -95,3 +96,16 @@ def test_blocks_that_return_tuples_are_compressed(family, config):
     small = compress_weights(lm, Recipe(bits=8, group=32), x)
     after = small.model(x).logits.detach()
     assert (after - before).norm() < .05*before.norm() and not small.report.fallbacks()
+
+@pytest.mark.parametrize('end', ['finished', 'failed'])
+def test_the_precision_of_products_after_calibration_is_the_one_before(end):
+    backend = getattr(torch.backends.mkldnn, 'matmul', None)
+    if not getattr(backend, 'fp32_precision', None): pytest.skip('this torch has no such switch')
+    before = backend.fp32_precision
+    try:
+        with fast_products('cpu'):
+            assert backend.fp32_precision == 'bf16'
+            if end == 'failed': raise RuntimeError('in the middle')
+    except RuntimeError: pass
+    after, backend.fp32_precision = backend.fp32_precision, before
+    assert after == before
