@@ -109,3 +109,13 @@ def test_the_precision_of_products_after_calibration_is_the_one_before(end):
     except RuntimeError: pass
     after, backend.fp32_precision = backend.fp32_precision, before
     assert after == before
+
+@pytest.mark.parametrize('recipe', [w4, Recipe(.5, method='magnitude')], ids=str)
+@pytest.mark.parametrize('bad', [float('nan'), float('inf')])
+def test_weights_that_are_not_finite_are_refused_and_nothing_is_written(tmp_path, recipe, bad):
+    lm = tiny_lm()
+    w = next(m for n,m in lm.model.named_modules() if isinstance(m, torch.nn.Linear) and n.endswith('down_proj')).weight
+    w.data[0,0] = bad
+    folder = saved(lm, tmp_path/'source')
+    with pytest.raises(InputError, match='not finite'): shrink(folder, recipe, None, tmp_path/'small')
+    assert not (tmp_path/'small').exists()
