@@ -17,7 +17,7 @@ from huggingface_hub import ModelHubMixin, snapshot_download
 from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
-from .core import InputError, StateError, append_result, atomic_write, load_tensors, read_json, save_tensors, write_json
+from .core import InputError, StateError, append_result, atomic_write, cpu_has_bf16, format_cost, load_tensors, read_json, save_tensors, write_json
 
 # %% ../nbs/20_train.ipynb #4988a227
 class Learner(nn.Module):
@@ -289,11 +289,14 @@ def training_args(out,       # Folder for checkpoints and `log.jsonl`
     "`TrainingArguments` with this library's defaults"
     if kwargs.get('gradient_checkpointing') or kwargs.get('activation_checkpointing'):
         raise InputError("transformers' gradient checkpointing drops the KV cache: leave it out and build the learner with checkpointing=True")
+    cpu = kwargs.get('use_cpu') or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    if kwargs.get('bf16') and cpu and not cpu_has_bf16(): # two products are enough to know
+        warnings.warn(f"bf16 on this processor, which has no such products: one takes {format_cost('bfloat16'):.1f} times as long as in float32. Leave bf16 out")
     loggers = [p for p in ('tensorboard',) if importlib.util.find_spec(p)]
     if importlib.util.find_spec('wandb') and os.environ.get('WANDB_API_KEY'): loggers.append('wandb')
     defaults = dict(lr_scheduler_type='cosine', max_grad_norm=1.0, weight_decay=0.0, logging_steps=10, save_steps=max(steps//10, 1), save_total_limit=2,
                     report_to=loggers, remove_unused_columns=False, dataloader_pin_memory=False, logging_nan_inf_filter=False, average_tokens_across_devices=True,
-                    use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()), ddp_find_unused_parameters=False, disable_tqdm=bool(os.environ.get('IN_TEST')))
+                    use_cpu=cpu, ddp_find_unused_parameters=False, disable_tqdm=bool(os.environ.get('IN_TEST')))
     return TrainingArguments(output_dir=str(out), max_steps=steps, learning_rate=lr, per_device_train_batch_size=batch,
                              warmup_steps=max(steps//20, 1) if warmup is None else warmup, **{**defaults, **kwargs})
 
