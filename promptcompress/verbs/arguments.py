@@ -38,6 +38,7 @@ def common_options(p, json_flag=True): # The same
     p.add_argument('--model', default='pocket', help="frozen language model: 'pocket' (in this package, the default), 'smollm2', a folder, a .gguf file, or a Hub id")
     p.add_argument('--device', help='cpu, cuda, cuda:1 or mps; chosen if not given')
     p.add_argument('--dtype', metavar='TYPE', help='float32, bfloat16 or float16; what is fast here if not given: bfloat16 only where the hardware has it')
+    p.add_argument('--runtime', choices=('auto','reference','cached','int4'), default='auto', help='what a packed model computes with: auto keeps its weights unpacked where there is memory for them; reference unpacks them for every pass; int4 is faster and rounds (bfloat16)')
     output_options(p, json_flag)
 
 def chosen_lm(args # Parsed `common_options`
@@ -54,7 +55,7 @@ def chosen_lm(args # Parsed `common_options`
         raise InputError(f"--device {args.device}: this machine (or this build of torch) has none; leave the option out")
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
-    try: lm = load_lm(args.model, args.device, args.dtype)
+    try: lm = load_lm(args.model, args.device, args.dtype, getattr(args, 'runtime', 'auto'))
     except SafetensorError as e:
         raise InputError(f"The weights at '{args.model}' can't be read ({e}): the file may be cut off; get it again") from None
     finally:

@@ -6,7 +6,7 @@ Docs: https://promptcompress.github.io/promptcompress/weights.packed.html.md"""
 
 # %% auto #0
 __all__ = ['BITS', 'pack_bits', 'unpack_bits', 'PackedLinear', 'packed_layers', 'gptq_config', 'put_layers', 'dense_layer',
-           'to_dense', 'use_kernel', 'layer_bytes', 'model_sizes']
+           'to_dense', 'free_memory', 'use_kernel', 'layer_bytes', 'model_sizes']
 
 # %% ../../nbs/28_weights.packed.ipynb #7c22ba00
 import copy
@@ -246,12 +246,26 @@ def _int4_weight(m, dtype):
     if m.qweight.is_cuda: return torch.ops.aten._convert_weight_to_int4pack((codes[:, ::2] << 4 | codes[:, 1::2]).contiguous(), 8), grid
     return torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1), grid
 
+# %% ../../nbs/28_weights.packed.ipynb #a235fb56
+def free_memory(device)->int:
+    "Bytes that are free on a device"
+    if torch.device(device).type == 'cuda': return torch.cuda.mem_get_info(device)[0]
+    try: return next(int(l.split()[1])*1024 for l in open('/proc/meminfo') if l.startswith('MemAvailable'))
+    except (OSError, StopIteration): return 0 # another system: it is not known, and nothing is kept
+
+def _room_for_dense(lm)->bool:
+    "Do the dense weights of the packed layers fit into half of the memory that is free?"
+    layers = packed_layers(lm).values()
+    need = sum(m.in_features*m.out_features for m in layers)*next((p.element_size() for p in lm.model.parameters() if p.is_floating_point()), 4)
+    return need < free_memory(next((m.qweight.device for m in layers), 'cpu'))/2
+
 # %% ../../nbs/28_weights.packed.ipynb #96fab660
 def use_kernel(lm,                # A model with packed layers
-               runtime='int4',    # 'reference', 'cached' or 'int4'
+               runtime='int4',    # 'reference', 'cached', 'int4', or 'auto': the fastest that is exact and for which there is memory
               )->dict:            # name -> reason, of the layers that stay on the reference path
     "Choose what packed layers compute with"
-    if runtime not in ('reference','cached','int4'): raise InputError(f"There is no runtime '{runtime}': use 'reference', 'cached' or 'int4'")
+    if runtime not in ('reference','cached','int4','auto'): raise InputError(f"There is no runtime '{runtime}': use 'auto', 'reference', 'cached' or 'int4'")
+    if runtime == 'auto': runtime = 'cached' if _room_for_dense(lm) else 'reference'
     stay = {}
     for name, m in packed_layers(lm).items():
         why = _int4_unfit(m) if runtime == 'int4' else ''
