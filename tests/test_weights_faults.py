@@ -119,3 +119,14 @@ def test_weights_that_are_not_finite_are_refused_and_nothing_is_written(tmp_path
     folder = saved(lm, tmp_path/'source')
     with pytest.raises(InputError, match='not finite'): shrink(folder, recipe, None, tmp_path/'small')
     assert not (tmp_path/'small').exists()
+
+def test_a_packed_model_computes_with_what_is_fastest_where_there_is_memory(tmp_path, monkeypatch):
+    from promptcompress.weights import packed
+    save_gptq(compress_weights(tiny_lm(), w4, None), tmp_path/'w4')
+    def runtimes(**kw): return {m.runtime for m in packed.packed_layers(load_lm(tmp_path/'w4', 'cpu', **kw)).values()}
+    assert runtimes() == {'cached'} and runtimes(runtime='reference') == {'reference'}
+    a, b = (load_lm(tmp_path/'w4', 'cpu', runtime=r).model(ids(8, 1)).logits for r in ('auto','reference'))
+    assert torch.equal(a, b) # exact
+    monkeypatch.setattr(packed, 'free_memory', lambda device: 1000)
+    assert runtimes() == {'reference'} # no room for dense weights
+    with pytest.raises(InputError, match='no runtime'): runtimes(runtime='warp')
