@@ -22,7 +22,10 @@ STORY = 'The mill of Port Callow stood at the bend of the river Venn, and in 199
 
 # --- what is right ---
 
-def lines(*recs): return ''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in recs).encode()
+def lines(*recs):
+    text = ''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in recs)
+    try: return text.encode()
+    except UnicodeEncodeError: return ''.join(json.dumps(r) + '\n' for r in recs).encode() # half a pair goes as an escape
 def in_csv(recs, **kw):
     w = csv.DictWriter(out := io.StringIO(), list(recs[0]), **kw); w.writeheader(); w.writerows(recs)
     return out.getvalue().encode()

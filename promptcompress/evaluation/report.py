@@ -12,6 +12,7 @@ import math, re
 from functools import partial
 from pathlib import Path
 from ..core import InputError, atomic_write
+from ..data import gate
 from .results import KINDS, SCORES, _Undecided, _choose, _plain, _settle, read_rows
 from .tables import _GOLD, _MAKERS, TABLES, Table, _by_maker, _chosen, _dataset, _in_order, _markdown, _models, _scores
 from ..kv import analysis
@@ -228,7 +229,7 @@ def draw(name,      # A key of `FIGURES`
         )->tuple:   # (figure, the data behind it)
     "Draw the figure called `name`"
     if name not in FIGURES: raise InputError(f"There is no figure '{name}': use one of {', '.join(FIGURES)}")
-    return FIGURES[name](rows, path=path, **where)
+    with gate(f"rows for the figure '{name}'", 'leave out the row that is not as this package writes it'): return FIGURES[name](rows, path=path, **where)
 
 # %% ../../nbs/59_evaluation.report.ipynb #6bd742b2
 _DRAWN_FROM = dict(regeneration_length='regenerate', regeneration_k='regenerate', qa_length='qa', qa_k='qa', perplexity='perplexity',
@@ -237,7 +238,9 @@ _DRAWN_FROM = dict(regeneration_length='regenerate', regeneration_k='regenerate'
 def _each(make, rows, where=None):
     "(what was chosen, what `make` made of it), for every choice that must be made; errors instead of what can't be made"
     where = where or {}
-    try: yield where, make(rows, **where)
+    try:
+        with gate('the rows', 'leave out the one that is not as this package writes it'): made = make(rows, **where)
+        yield where, made
     except _Undecided as e:
         for choice in e.choices: yield from _each(make, rows, where | choice)
     except InputError as e: yield where, e
