@@ -24,7 +24,9 @@ class Slots:
         if many := [i for i,p in enumerate(parts) if len(p) > 1]: raise InputError(f"Prefix {many[0]} holds several documents: refine each before they are joined")
         self.lm, batch = lm, collate([p for (p,_,_), in parts], lm)
         if not batch.slots: raise InputError("An empty prefix has nothing to refine: give it at least one slot")
-        self.K, self.V = (torch.stack([layer[i] for layer in batch.layers]).float().requires_grad_() for i in (0,1)) # [layers, batch, heads, slots, dim]
+        self.start = [torch.stack([layer[i] for layer in batch.layers]).float() for i in (0,1)] # [layers, batch, heads, slots, dim]
+        self.size = [self._spread(t, batch.mask) for t in self.start]
+        self.moved = [torch.zeros_like(t, requires_grad=True) for t in self.start] # what is learnt, in units of `size`
         self.mask, self.at = batch.mask, torch.tensor([where for (_,where,_), in parts], device=lm.device)
         ids, real = pad_rows([[lm.bos_id, *r, lm.eos_id] for r in rows], lm.pad_id)
         self.ids, self.real = ids.to(lm.device), real.to(lm.device)
@@ -32,6 +34,12 @@ class Slots:
         bos = lm.embed.weight[lm.bos_id]
         own = [bos if t is None else t.to(bos) for (*_,t), in parts]
         self.first = torch.stack(own) if any(t is not None for (*_,t), in parts) else None
+
+    K = property(lambda self: self.start[0] + self.size[0]*self.moved[0])
+    V = property(lambda self: self.start[1] + self.size[1]*self.moved[1])
+    @staticmethod
+    def _spread(t, mask): # `[layers, batch, 1, 1, 1]`: standard deviation of each document's numbers in each layer, pads left out
+        return torch.stack([t[:,b,:,m].flatten(1).std(1) for b,m in enumerate(mask)], 1)[..., None, None, None]
 
     def loss(self)->tuple: # per document: nats per token, is every token likelier than all others together, share of right tokens
         "How well each document is given back"
@@ -62,15 +70,14 @@ class Best:
 @torch.enable_grad()
 def _descend(slots, steps, lr, history):
     "Adam on keys and values; `Best` of all steps"
-    rate = [lr*float(t.detach().std()) for t in (slots.K, slots.V)]
-    opt, best = torch.optim.Adam([dict(params=[t], lr=r) for t,r in zip((slots.K, slots.V), rate)], betas=(.9, .95)), Best(slots)
+    opt, best = torch.optim.Adam(slots.moved, lr=lr, betas=(.9, .95)), Best(slots)
     bar = progress(range(steps + 1), 'refining')
     for step in bar:
         loss, sure, right = slots.loss()
         best.see(slots, loss, right); history.append(loss.detach().tolist())
         if hasattr(bar, 'set_postfix'): bar.set_postfix(loss=f'{loss.mean().item():.3f}', right=f'{right.mean().item():.1%}')
         if sure.all() or step == steps: break
-        for g,r in zip(opt.param_groups, rate): g['lr'] = r*min((step + 1)/10, 1)*(1 - .9*step/steps)
+        opt.param_groups[0]['lr'] = lr*min((step + 1)/10, 1)*(1 - .9*step/steps)
         opt.zero_grad(); loss.sum().backward(); opt.step()
     return best
 
