@@ -47,6 +47,7 @@ class Learner(nn.Module):
         if mine.keys() != tensors.keys(): raise InputError(f"{folder} was written by another learner: {len(mine.keys() ^ tensors.keys())} parameter names differ")
         for n,p in mine.items():
             if p.shape != tensors[n].shape: raise InputError(f"{folder}: {n} has shape {tuple(tensors[n].shape)}, expected {tuple(p.shape)}")
+            if not torch.isfinite(tensors[n]).all(): raise InputError(f"{folder}: {n} holds numbers that are not finite: it was written by a training that went wrong; take another checkpoint")
             p.copy_(tensors[n])
 
 # %% ../nbs/20_train.ipynb #8338d305
@@ -114,6 +115,7 @@ class LearnerTrainer(Trainer):
 def damage(checkpoint # A checkpoint folder
           )->str:     # or None
     "What is wrong with a checkpoint: cut short, or with a file missing; read without executing anything in it"
+    f = checkpoint/'trained.safetensors'
     try:
         if not read_json(checkpoint/'trainer_state.json'): return 'trainer_state.json is empty'
         load_tensors(checkpoint/'trained.safetensors', kind='learner')
@@ -129,7 +131,7 @@ def _random_state():
     core = getattr(np, '_core', None) or np.core
     return [core.multiarray._reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32))]
 
-def _checkpoints(out): return sorted((p for p in Path(out).glob('checkpoint-*') if p.name.split('-')[1].isdigit()), key=lambda p: -int(p.name.split('-')[1]))
+def _checkpoints(out): return sorted((p for p in Path(out).glob('checkpoint-*') if p.name.removeprefix('checkpoint-').isdigit()), key=lambda p: -int(p.name.split('-')[1]))
 
 def newest_checkpoint(out # Output folder of a run
                      )->Path: # or None
@@ -154,7 +156,7 @@ class LossCurve(TrainerCallback):
         log = Path(args.output_dir)/'log.jsonl'
         if not state.is_world_process_zero or not log.exists(): return
         rows = [json.loads(l) for l in log.read_text(encoding='utf-8').splitlines() if _is_row(l)]
-        kept = ''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in rows if r.get('step', 0) <= state.global_step)
+        kept = ''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in rows if isinstance(r.get('step'), int) and r['step'] <= state.global_step)
         with atomic_write(log) as tmp: tmp.write_text(kept, encoding='utf-8')
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and logs and ('loss' in logs or 'eval_loss' in logs):

@@ -61,3 +61,15 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_line_that_says_so(tmp_path, 
         with pytest.warns(UserWarning, match='is damaged'): assert last_checkpoint(tmp_path).name == 'checkpoint-2', f.name
         f.write_bytes(whole)
     with warnings.catch_warnings(): warnings.simplefilter('error'); assert last_checkpoint(tmp_path).name == 'checkpoint-4'
+
+def test_a_folder_beside_the_checkpoints_is_none_of_them_and_a_foreign_row_is_no_row(tmp_path):
+    fit(Falls(), [0]*64, args(tmp_path, 4, logging_steps=1, save_steps=2))
+    (tmp_path/'checkpoint-9-old').mkdir(); append_result(tmp_path/'log.jsonl', dict(step='five', loss=1.))
+    assert last_checkpoint(tmp_path).name == 'checkpoint-4'
+    fit(Falls(), [0]*64, args(tmp_path, 6, logging_steps=1, save_steps=2), resume=True)
+    assert [json.loads(l)['step'] for l in (tmp_path/'log.jsonl').read_text().splitlines()] == [*range(1, 7)]
+
+def test_a_file_of_numbers_that_are_none_is_not_loaded(tmp_path):
+    from promptcompress.core import save_tensors
+    save_tensors(tmp_path/'trained.safetensors', dict(w=torch.tensor([float('nan')])), dict(kind='learner', learner='Falls'))
+    with pytest.raises(InputError, match='not finite'): Falls().load_trained(tmp_path)

@@ -170,6 +170,7 @@ def demo(args):
     args.k = args.k or ([16, 4] if lm.name == 'smollm2' else [16, 4, 1])
     talk = conversation(lm, instruction=BRIEFLY) if pick_form(lm) == 'chat' else conversation(lm)
     text, tokens, items = _demo_text(args, lm)
+    if talk.head and not args.file: items = [q for q in items if '____' not in q.question][::-1] # a gap is no question to a chat model
     makers = _demo_makers(lm, args)
     rows = demo_report(lm, makers, text, items, talk)
     question = items[0].question if items else 'What is this about?'
