@@ -6,7 +6,9 @@ D=$1 O=results/smollm2/regeneration.jsonl
 train="$D/text/arxiv_2017_2019.jsonl.xz $D/text/wikipedia_en.jsonl.xz $D/text/openstax.jsonl.xz"
 run() { promptcompress evaluate regenerate --model smollm2 --maker anchors --data arxiv=$D/text/arxiv_2025.jsonl.xz --check-leakage $train --json $O "$@"; }
 run -k 16 4 1 --length 96 192 -n 32
-run -k 16 4 --length 96 -n 8 --refine 100
-run -k 1 --length 96 -n 8 --refine 300
-run -k 16 --length 192 480 -n 4 --refine 100
+# refining learns from the very text that comes back: there is nothing that training could have given away
+refine() { promptcompress evaluate regenerate --model smollm2 --maker anchors --data arxiv=$D/text/arxiv_2025.jsonl.xz --json $O "$@"; }
+refine -k 16 4 --length 96 -n 8 --refine 100
+refine -k 1 --length 96 -n 8 --refine 300
+refine -k 16 --length 192 480 -n 4 --refine 100
 run -k 16 1 --length 480 -n 4
