@@ -10,6 +10,7 @@ __all__ = ['BITS', 'pack_bits', 'unpack_bits', 'PackedLinear', 'packed_layers', 
 
 # %% ../../nbs/28_weights.packed.ipynb #7c22ba00
 import copy
+from pathlib import Path
 from importlib.metadata import PackageNotFoundError, version
 from math import comb, log2
 import torch, torch.nn.functional as F
@@ -250,8 +251,9 @@ def _int4_weight(m, dtype):
 def free_memory(device)->int:
     "Bytes that are free on a device"
     if torch.device(device).type == 'cuda': return torch.cuda.mem_get_info(device)[0]
-    try: return next(int(l.split()[1])*1024 for l in open('/proc/meminfo') if l.startswith('MemAvailable'))
-    except (OSError, StopIteration): return 0 # another system: it is not known, and nothing is kept
+    try: lines = Path('/proc/meminfo').read_text().splitlines()
+    except OSError: return 0 # another system: it is not known, and nothing is kept
+    return next((int(l.split()[1])*1024 for l in lines if l.startswith('MemAvailable')), 0)
 
 def _room_for_dense(lm)->bool:
     "Do the dense weights of the packed layers fit into half of the memory that is free?"
